@@ -1,0 +1,18 @@
+"""A bounded memory for long context, for any Hugging Face decoder."""
+
+from ahn import generation
+from ahn.attach import attach, detach, disabled, memory_off
+from ahn.cache import AHNCache
+from ahn.config import AHNConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AHNCache",
+    "AHNConfig",
+    "attach",
+    "detach",
+    "disabled",
+    "generation",
+    "memory_off",
+]

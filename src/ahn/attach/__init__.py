@@ -1,0 +1,129 @@
+"""Give a model a memory, take it away, switch it off: all that touches a model's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ahn.attach.families import (
+    FAMILIES,
+    AHNModelMixin,
+    attached_classes,
+    attached_config,
+    register_family,
+    take_over_attention,
+)
+from ahn.attach.install import install, of_model, uninstall
+from ahn.attach.support import UnsupportedModel, check_supported
+from ahn.calls import FULL, WINDOW
+from ahn.config import AHNConfig
+
+__all__ = [
+    "UnsupportedModel",
+    "attach",
+    "attached_classes",
+    "attached_config",
+    "detach",
+    "disabled",
+    "memory_off",
+    "of_model",
+    "register_family",
+]
+
+BASE = "ahn_base"  # attribute of a model attached in place: its class and config before
+
+
+def attach(model: PreTrainedModel, config: AHNConfig, *, kernels: str = "auto") -> PreTrainedModel:
+    """Give a causal language model a memory, in place.
+
+    The model becomes an instance of its family's attached class (`AHNQwen2ForCausalLM`, ...),
+    with fresh cells that are silent until trained. Its own weights and config stay untouched.
+
+    Args:
+        model: a transformers decoder for causal language modelling.
+        config: window, sinks and cell.
+        kernels: `auto`, `torch` or `fla`; a choice of the run, not saved with the model.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedModel: the model cannot work with a memory; the message says why.
+        ValueError: it has a memory already, or a setting is wrong.
+    """
+    if isinstance(model, AHNModelMixin):
+        raise ValueError(f"attach: expected a model without a memory, got {type(model).__name__}")
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"attach: expected a transformers model, got {type(model).__name__}")
+    check_supported(model, config)
+    base, old = type(model), model.config
+    new = attached_config(old, config, base)
+    install(model, config, kernels)
+    _replace_config(model, old, new)
+    take_over_attention(new)
+    model.__class__ = attached_classes(base)[1]
+    setattr(model, BASE, (base, old))
+    return model
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the memory away again, in place; the model is what it was before `attach`.
+
+    Raises ValueError where nothing is attached.
+    """
+    of_model(model)
+    uninstall(model)
+    attached = model.config
+    base, old = model.__dict__.pop(BASE, None) or _base_of(model)
+    _replace_config(model, attached, old)
+    model.__class__ = base
+    return model
+
+
+@contextmanager
+def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Within the context the model is its base, with full attention and a growing cache."""
+    with _mode(model, FULL):
+        yield model
+
+
+@contextmanager
+def memory_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Within the context the model has sinks and window alone, nothing is written or read."""
+    with _mode(model, WINDOW):
+        yield model
+
+
+@contextmanager
+def _mode(model: PreTrainedModel, mode: str) -> Iterator[None]:
+    hook = of_model(model)
+    before, hook.mode = hook.mode, mode
+    try:
+        yield
+    finally:
+        hook.mode = before
+
+
+def _replace_config(model: PreTrainedModel, old: Any, new: Any) -> None:
+    """Every module that holds `old` holds `new`; other models may share `old`, so it stays."""
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = new
+
+
+def _base_of(model: PreTrainedModel) -> tuple[type[PreTrainedModel], Any]:
+    """Class and config below a model that was loaded with its memory."""
+    base = type(model).__mro__[2]
+    values = model.config.to_dict()
+    for name in ("ahn_config", "model_type", "architectures", "auto_map"):
+        values.pop(name, None)
+    config = base.config_class(**values)
+    config._attn_implementation = model.config.ahn_backend
+    return base, config
+
+
+for _family in FAMILIES:
+    register_family(_family)

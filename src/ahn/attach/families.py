@@ -1,0 +1,162 @@
+"""Attached models are real classes of their family, made by one factory."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from ahn.attach.install import install, of_model
+from ahn.attention import NAME
+from ahn.cache import AHNCache
+from ahn.calls import FULL
+from ahn.config import AHNConfig
+from ahn.memory import Memory, PositionRouter
+
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # registered on import; others when attached
+PREFIX = "ahn_"  # of the model type
+_CLASSES: dict[type[PreTrainedModel], tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {}
+
+
+class AHNConfigMixin:
+    """Config of an attached model: its family's, and the memory's settings."""
+
+    ahn_config: dict[str, Any] | None = None
+    ahn_backend = "sdpa"  # attention function of the base: a choice of the run, never saved
+
+    def to_dict(self) -> dict[str, Any]:
+        """The family's values and `ahn_config`, without what belongs to the run."""
+        values = super().to_dict()  # type: ignore[misc]
+        values.pop("ahn_backend", None)
+        return values
+
+
+class AHNModelMixin:
+    """What an attached model does differently from its family."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        if config.ahn_config is None:
+            raise ValueError("ahn_config: expected the memory's settings in the config, got none")
+        super().__init__(config, *args, **kwargs)
+        install(self, AHNConfig.from_dict(config.ahn_config))
+        take_over_attention(config)
+        self.post_init()  # type: ignore[attr-defined]
+
+    def initialize_weights(self) -> None:
+        """Initialise the cells: transformers asks the inner model, which does not know them."""
+        for module in self.modules():  # type: ignore[attr-defined]
+            fresh = not getattr(module, "_is_hf_initialized", False)
+            if isinstance(module, (Memory, PositionRouter)) and fresh:
+                module.reset_parameters()
+                for part in module.modules():
+                    part._is_hf_initialized = True
+        super().initialize_weights()  # type: ignore[misc]
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Choose the base's attention function; the attached one stays in front of it."""
+        if attn_implementation == NAME:
+            return
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
+        take_over_attention(self.config)  # type: ignore[attr-defined]
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        cache = model_kwargs.get("past_key_values")
+        if of_model(self).mode != FULL:
+            _refuse_generation(generation_config, cache)
+            if cache is None and generation_config.use_cache is not False:
+                generation_config.cache_implementation = None
+                model_kwargs["past_key_values"] = AHNCache(self.config)  # type: ignore[attr-defined]
+        return super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, *args, **kwargs
+        )
+
+    @property
+    def init_continuous_batching(self) -> Any:
+        """Absent: `transformers serve` asks, and falls back to `generate`."""
+        raise AttributeError("continuous batching does not know the bounded cache")
+
+
+def _refuse_generation(generation_config: Any, cache: Any) -> None:
+    """ValueError for what `generate` offers and a bounded memory cannot do."""
+    if cache is not None and not isinstance(cache, AHNCache):
+        raise ValueError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
+    kind = generation_config.cache_implementation
+    if kind not in (None, "dynamic"):
+        raise ValueError(
+            f"cache_implementation: expected none (an AHNCache is made), got {kind!r}"
+        )
+    for name in ("prompt_lookup_num_tokens", "is_assistant", "assistant_early_exit"):
+        if getattr(generation_config, name, None):
+            raise ValueError(
+                f"{name}: expected none, tokens compressed into the memory cannot be taken back"
+            )
+
+
+def take_over_attention(config: Any) -> None:
+    """Note the base's attention function in `config` and put the attached one in front."""
+    if config._attn_implementation != NAME:
+        config.ahn_backend = config._attn_implementation or "sdpa"
+        config._attn_implementation = NAME
+
+
+def attached_classes(
+    base: type[PreTrainedModel],
+) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """Config and model class of a family with a memory, e.g. `AHNQwen2ForCausalLM`.
+
+    Made once, importable by name from this module, registered with the Auto classes.
+    """
+    if base not in _CLASSES:
+        config_class = _make_config_class(base.config_class)
+        body = {
+            "__module__": __name__,
+            "__doc__": f"{base.__name__} with a bounded memory.",
+            "__annotations__": {"config": config_class},
+            "config_class": config_class,
+        }
+        model_class = type(f"AHN{base.__name__}", (AHNModelMixin, base), body)
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+        _CLASSES[base] = (config_class, model_class)
+        globals().update({c.__name__: c for c in (config_class, model_class)})
+    return _CLASSES[base]
+
+
+def _make_config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    body = {
+        "__module__": __name__,
+        "__doc__": f"{base.__name__} with the settings of a memory.",
+        "__annotations__": {"ahn_config": "dict | None"},
+        "ahn_config": None,
+        "model_type": PREFIX + base.model_type,
+    }
+    return type(f"AHN{base.__name__}", (AHNConfigMixin, base), body)
+
+
+def register_family(model_type: str) -> None:
+    """Make `ahn_<model_type>` known to the Auto classes.
+
+    Raises ValueError where transformers has no causal language model of that type.
+    """
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    if not isinstance(name, str):
+        raise ValueError(
+            f"model_type: expected a causal language model of transformers, got {model_type!r}"
+        )
+    attached_classes(getattr(importlib.import_module("transformers"), name))
+
+
+def attached_config(config: PreTrainedConfig, settings: AHNConfig, base: type[PreTrainedModel]):
+    """A config of the attached class with all values of `config`, which stays as it is."""
+    config_class, _ = attached_classes(base)
+    values = config.to_dict()
+    for name in ("model_type", "architectures", "auto_map", "transformers_version"):
+        values.pop(name, None)
+    new = config_class(**values, ahn_config=settings.to_dict())
+    new._attn_implementation = config._attn_implementation
+    new._name_or_path = config._name_or_path
+    return new

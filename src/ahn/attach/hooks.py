@@ -1,0 +1,223 @@
+"""The two forward pre-hooks that tell the attention function what it is not given natively."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ahn.attention import NAME
+from ahn.cache import AHNCache, AHNCacheLayer
+from ahn.calls import FULL, MEMORY, LayerCall, Pass
+from ahn.config import AHNConfig
+from ahn.memory import Memory, PositionRouter
+
+PASS = "ahn_pass"  # keyword under which a Pass travels through the decoder's layers
+
+
+class AHNLayer(nn.Module):
+    """`decoder_layer.ahn`: holds the cell under the released name `fn`."""
+
+    def __init__(self, fn: Memory) -> None:
+        super().__init__()
+        self.fn = fn
+
+
+class AttentionHook:
+    """Before a layer's `self_attn`: hand its memory, hidden states and cache to the attention."""
+
+    def __init__(self, layer: nn.Module, index: int) -> None:
+        self.layer, self.index = layer, index
+
+    def __call__(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if PASS not in kwargs:
+            raise RuntimeError(
+                f"{type(attention).__name__}: expected to be called by the attached decoder"
+            )
+        if attention.config._attn_implementation != NAME:
+            raise RuntimeError(
+                f"attn_implementation: expected {NAME!r} on an attached model, got "
+                f"{attention.config._attn_implementation!r} (use model.set_attn_implementation)"
+            )
+        step = kwargs.pop(PASS)
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        cache = kwargs.get("past_key_values")
+        layer_cache = None if cache is None else cache.layers[self.index]
+        memory: AHNLayer | None = getattr(self.layer, "ahn", None)
+        router: PositionRouter | None = getattr(self.layer, "ahn_router", None)
+        if isinstance(layer_cache, AHNCacheLayer):
+            layer_cache.expects_update = True
+            if step.padding is not None:
+                layer_cache.set_padding(step.padding.to(hidden.device), step.max_padding)
+        elif step.mode != FULL and memory is not None and layer_cache is not None:
+            raise TypeError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
+        call = LayerCall(
+            step=step,
+            memory=None if memory is None else memory.fn,
+            router=router,
+            hidden=hidden,
+            rope=kwargs.get("position_embeddings"),
+            cache=layer_cache if memory is not None else None,
+        )
+        return args, {**kwargs, "ahn": call}
+
+
+class DecoderHook:
+    """Before the decoder: settle once a forward what its layers share.
+
+    Three keywords of a forward override the attached settings for that call, without a cache
+    of other settings: `ahn_mode` (`full`, `window` or `memory`), `ahn_window`, `ahn_sinks`.
+    """
+
+    def __init__(self, config: AHNConfig) -> None:
+        self.config = config
+        self.mode = MEMORY
+        self.warned = False
+
+    def __call__(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            kwargs = {**dict(zip(inspect.signature(decoder.forward).parameters, args)), **kwargs}
+        step = self._settings(kwargs)
+        inputs = kwargs.get("input_ids")
+        batch, length = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[:2]
+        if length == 0:
+            raise ValueError("input: expected at least one token, got an empty prompt")
+        if step.mode == FULL:
+            _refuse_bounded_cache(kwargs.get("past_key_values"))
+        else:
+            step = self._bounded(decoder, kwargs, step, batch, length)
+        return (), {**kwargs, PASS: step}
+
+    def _settings(self, kwargs: dict[str, Any]) -> Pass:
+        window, sinks = kwargs.pop("ahn_window", None), kwargs.pop("ahn_sinks", None)
+        return Pass(
+            mode=kwargs.pop("ahn_mode", None) or self.mode,
+            window=self.config.window if window is None else window,
+            num_sinks=self.config.num_sinks if sinks is None else sinks,
+        )
+
+    def _bounded(
+        self, decoder: nn.Module, kwargs: dict[str, Any], step: Pass, batch: int, length: int
+    ) -> Pass:
+        """The cache, padding and packed documents of a forward that is not full attention."""
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        segments = None
+        if cache is None and mask is None:
+            segments = _segments(kwargs.get("position_ids"), batch)
+        if cache is None and segments is None and _wants_cache(decoder, kwargs):
+            cache = kwargs["past_key_values"] = AHNCache(decoder.config)
+        seen = 0 if cache is None else _claim(cache, step)
+        self._warn_beyond(decoder, seen + length)
+        padding, largest = _padding(mask, cache, seen, length)
+        if mask is None and padding is not None and self.config.full_attention_layers:
+            index = torch.arange(seen + length, device=padding.device)
+            kwargs["attention_mask"] = index >= padding[:, None]
+        return replace(step, padding=padding, max_padding=largest, segments=segments)
+
+    def _warn_beyond(self, decoder: nn.Module, length: int) -> None:
+        limit = getattr(decoder.config, "max_position_embeddings", None)
+        if limit and length > limit and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{length} tokens are more than the base model's max_position_embeddings={limit}; "
+                "its positions beyond that are untrained",
+                stacklevel=2,
+            )
+
+
+def _wants_cache(decoder: nn.Module, kwargs: dict[str, Any]) -> bool:
+    wanted = kwargs.get("use_cache")
+    wanted = decoder.config.use_cache if wanted is None else wanted
+    recomputing = decoder.training and getattr(decoder, "gradient_checkpointing", False)
+    return bool(wanted) and not recomputing
+
+
+def _refuse_bounded_cache(cache: Any) -> None:
+    if isinstance(cache, AHNCache):
+        raise TypeError("past_key_values: expected a cache of full attention, got an AHNCache")
+
+
+def _claim(cache: Any, step: Pass) -> int:
+    """Tokens the cache has read; raises where it was made for other settings."""
+    if not isinstance(cache, AHNCache):
+        raise TypeError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
+    expected = (step.mode, step.window, step.num_sinks)
+    for layer in cache.memory_layers:
+        layer.mode = layer.mode or step.mode
+        got = (layer.mode, layer.window, layer.num_sinks)
+        if got != expected:
+            raise ValueError(
+                f"past_key_values: expected a cache of (mode, window, sinks) {expected}, got {got}"
+            )
+    return cache.memory_layers[0].seen
+
+
+def _padding(
+    mask: Any, cache: AHNCache | None, seen: int, length: int
+) -> tuple[Tensor | None, int]:
+    """Left-padding tokens of each row `[B]`, and the most of any row.
+
+    The cache knows them once every row has begun: decoding then looks at no mask. Padding on the
+    right changes no real token, so it passes where nothing is cached; elsewhere: ValueError.
+    """
+    known, largest = None, 0
+    if cache is not None and seen:
+        layer = cache.memory_layers[0]
+        known, largest = layer.padding, layer.max_padding
+    begun = seen > largest
+    if mask is None or (begun and length == 1):
+        return known, largest
+    real = _check_mask(mask, seen + length)[:, -length:]
+    padding = left_padding(real, known, seen, right_allowed=cache is None)
+    largest = int(padding.max())
+    return (padding, largest) if largest else (None, 0)
+
+
+def left_padding(
+    real: Tensor, known: Tensor | None, seen: int, right_allowed: bool = False
+) -> Tensor:
+    """Left padding of each row `[B]` after `seen` tokens and new ones, `real` `[B, C]` bool.
+
+    Raises ValueError where padding follows a real token.
+    """
+    known = torch.zeros_like(real[:, 0], dtype=torch.long) if known is None else known
+    known = known.to(real.device)
+    begun = known < seen
+    left = (~real).cumprod(1).bool() & ~begun[:, None]
+    allowed = left | real
+    if right_allowed:
+        allowed |= (~real).flip(1).cumprod(1).bool().flip(1)
+    if not allowed.all():
+        raise ValueError("attention_mask: expected left padding, got padding after real tokens")
+    return known + left.sum(1)
+
+
+def _check_mask(mask: Any, length: int) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        kind = f"{mask.ndim} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask: expected [batch, length], got {kind}")
+    if mask.shape[1] != length:
+        raise ValueError(f"attention_mask: expected {length} columns, got {mask.shape[1]}")
+    return mask.bool()
+
+
+def _segments(positions: Tensor | None, batch: int) -> tuple[tuple[tuple[int, int], ...], ...] | None:
+    """Documents of packed rows, where `position_ids` start again; None where nothing is packed."""
+    if positions is None or positions.ndim != 2:
+        return None
+    starts = (positions.diff(dim=1) != 1).expand(batch, -1).cpu()
+    if not starts.any():
+        return None
+    rows = []
+    for row in starts:
+        cuts = [0, *(row.nonzero().flatten() + 1).tolist(), positions.shape[1]]
+        rows.append(tuple(zip(cuts[:-1], cuts[1:])))
+    return tuple(rows)

@@ -1,0 +1,79 @@
+"""What travels through a forward: one `Pass` for all layers, one `LayerCall` for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from ahn.cache import AHNCacheLayer
+from ahn.memory import Memory, PositionRouter
+
+FULL, WINDOW, MEMORY = "full", "window", "memory"  # what a layer's queries look at
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward of the decoder means for all its layers; made by the decoder's hook."""
+
+    mode: str
+    window: int
+    num_sinks: int
+    padding: Tensor | None = None  # [B], left-padding tokens of each row
+    max_padding: int = 0
+    segments: tuple[tuple[tuple[int, int], ...], ...] | None = None  # packed documents of each row
+
+    @property
+    def budget(self) -> int:
+        return self.window + self.num_sinks
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """What the attention function needs beside q, k and v; made by the layer's hook.
+
+    Not a module and without `.to`: accelerate moves what looks like one to other devices.
+    """
+
+    step: Pass
+    memory: Memory | None  # None in a full-attention layer
+    router: PositionRouter | None
+    hidden: Tensor  # [B, C, D], pre-normed
+    rope: tuple[Tensor, Tensor] | None  # cos and sin of the new tokens
+    cache: AHNCacheLayer | None
+
+    @property
+    def seen(self) -> int:
+        """Tokens read before this call."""
+        return 0 if self.cache is None else self.cache.seen
+
+    def positions(self, first: int, length: int) -> Tensor:
+        """Positions `[B or 1, length]` of the tokens from `first` on; padding has negative ones."""
+        index = first + torch.arange(length, device=self.hidden.device)[None]
+        padding = self.step.padding
+        return index if padding is None else index - padding.to(index.device)[:, None]
+
+    def part(self, row: int, first: int, last: int) -> LayerCall:
+        """The same call for one document of one row, on its own."""
+        rope = self.rope
+        if rope is not None:
+            cos, sin = (x[row : row + 1] if len(x) > 1 else x for x in rope)
+            rope = (cos[:, first:last], sin[:, first:last])
+        hidden = self.hidden[row : row + 1, first:last]
+        return replace(self, step=replace(self.step, segments=None), hidden=hidden, rope=rope)
+
+
+class LazyMask:
+    """The base model's own mask, built when a layer asks for it; shared by all layers."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+
+    @cached_property
+    def base(self) -> Any:
+        """What the base's attention function takes as `attention_mask`."""
+        return ALL_MASK_ATTENTION_FUNCTIONS[self.arguments["config"].ahn_backend](**self.arguments)

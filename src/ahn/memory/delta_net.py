@@ -1,0 +1,40 @@
+"""DeltaNet (arXiv 2406.06484): the delta rule without decay."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ahn.memory.base import GatedRMSNorm, Memory, l2_normalize, masked, register
+from ahn.ops.delta_rule import delta_rule
+from ahn.ops.layout import compute_dtype
+
+
+@register
+class DeltaNet(Memory):
+    """S <- S + k (beta (v - k^T S))^T, read q^T S; q, k L2-normalised, q scaled by K^-1/2.
+
+    The read is RMS-normalised per head and gated by SiLU of one gate a head.
+    """
+
+    num_gates = 1
+
+    def __init__(self, hidden_size: int, num_heads: int, head_dim: int, **options) -> None:
+        super().__init__(hidden_size, num_heads, head_dim, **options)
+        self.b_proj = nn.Linear(hidden_size, num_heads, bias=False)
+        self.g_proj = nn.Linear(hidden_size, num_heads, bias=False)
+        self.o_norm = GatedRMSNorm(head_dim)
+
+    def write_gates(self, hidden: Tensor) -> Tensor:
+        return self.b_proj(hidden)[..., None]
+
+    def write_and_read(self, query, key, value, gates, keep, state):
+        beta = masked(gates[..., 0].to(compute_dtype(gates)).sigmoid(), keep)
+        return self._delta_rule(query, key, value, beta, None, state)
+
+    def _delta_rule(self, query, key, value, beta, log_decay, state) -> tuple[Tensor, Tensor]:
+        query = l2_normalize(query) * self.head_dim**-0.5
+        key = l2_normalize(key)
+        return delta_rule(query, key, value, beta, log_decay, state, self.kernels)
+
+    def read_out(self, read: Tensor, hidden: Tensor) -> Tensor:
+        return self.o_norm(read, self.g_proj(hidden)[..., None])

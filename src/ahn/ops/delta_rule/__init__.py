@@ -1,0 +1,45 @@
+"""The (gated) delta rule: contract and choice of implementation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ahn.ops import fla
+from ahn.ops.delta_rule.reference import chunk_delta_rule, recurrent_delta_rule
+from ahn.ops.kernels import RECURRENT_LENGTH, use_fla
+
+__all__ = ["chunk_delta_rule", "delta_rule", "recurrent_delta_rule"]
+
+
+def delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Write each token into the state, then read it (arXiv 2412.06464, equation 10).
+
+    S <- exp(log_decay) S;  S <- S + k (beta (v - k^T S))^T;  out = q^T S, for every head.
+    A token with beta 0 and log_decay 0 writes nothing.
+
+    Args:
+        query: `[B, T, H, K]`, used as it is (the caller normalises and scales).
+        key: `[B, T, G, K]`; value: `[B, T, G, V]`, G a divisor of H.
+        beta: `[B, T, H]`, write strength in [0, 1].
+        log_decay: `[B, T, H]`, <= 0; None is the rule without decay.
+        initial_state: `[B, H, K, V]`; None is zeros.
+        kernels: `auto`, `torch` or `fla`.
+
+    Returns:
+        out `[B, T, H, V]` and final_state `[B, H, K, V]`, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes do not fit, or the kernels asked for cannot run here.
+    """
+    if use_fla(kernels, value, gated=log_decay is not None):
+        return fla.delta_rule(query, key, value, beta, log_decay, initial_state)
+    form = recurrent_delta_rule if query.shape[1] <= RECURRENT_LENGTH else chunk_delta_rule
+    return form(query, key, value, beta, log_decay, initial_state)

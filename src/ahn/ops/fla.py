@@ -1,0 +1,59 @@
+"""flash-linear-attention behind this package's contracts (CUDA, half precision inputs)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ahn.ops.kernels import RECURRENT_LENGTH
+from ahn.ops.layout import repeat_heads
+
+
+def delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`ahn.ops.delta_rule` by fla's kernels; `[B, T, H, K]` layout, float32 state."""
+    from fla.ops import delta_rule as plain
+    from fla.ops import gated_delta_rule as gated
+
+    arguments = _arguments(query, key, value, initial_state)
+    recurrent = query.shape[1] <= RECURRENT_LENGTH
+    if log_decay is None:
+        form = plain.fused_recurrent_delta_rule if recurrent else plain.chunk_delta_rule
+        out, state = form(**arguments, beta=beta)
+    else:
+        form = gated.fused_recurrent_gated_delta_rule if recurrent else gated.chunk_gated_delta_rule
+        out, state = form(**arguments, g=log_decay.float(), beta=beta)
+    return out.float(), state
+
+
+def ssd(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`ahn.ops.ssd` by fla's simple gated linear attention, the same recurrence."""
+    from fla.ops import simple_gla
+
+    recurrent = query.shape[1] <= RECURRENT_LENGTH
+    form = simple_gla.fused_recurrent_simple_gla if recurrent else simple_gla.chunk_simple_gla
+    out, state = form(**_arguments(query, key, value, initial_state), g=log_decay.float())
+    return out.float(), state
+
+
+def _arguments(query: Tensor, key: Tensor, value: Tensor, initial_state: Tensor | None) -> dict:
+    heads, dtype = query.shape[2], value.dtype
+    return {
+        "q": query.to(dtype).contiguous(),
+        "k": repeat_heads(key, heads).to(dtype).contiguous(),
+        "v": repeat_heads(value, heads).contiguous(),
+        "scale": 1.0,  # the caller has scaled the query
+        "initial_state": initial_state,
+        "output_final_state": True,
+    }

@@ -1,0 +1,55 @@
+"""Dtypes and head layout that every recurrence agrees on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of a recurrence: float32, or float64 where an input is float64."""
+    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if double else torch.float32
+
+
+def repeat_heads(x: Tensor, num_heads: int, dim: int = 2) -> Tensor:
+    """Repeat grouped heads along `dim`, `[B, T, G, K] -> [B, T, H, K]`; no copy where `G == H`.
+
+    Raises ValueError where H is not a multiple of G.
+    """
+    groups = x.shape[dim]
+    if num_heads % groups:
+        raise ValueError(f"heads: expected a multiple of {groups} key-value heads, got {num_heads}")
+    return x if groups == num_heads else x.repeat_interleave(num_heads // groups, dim=dim)
+
+
+def prepare(
+    query: Tensor, key: Tensor, value: Tensor, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs of a recurrence in its compute dtype, heads repeated, with a state to start from.
+
+    Args:
+        query: `[B, T, H, K]`; key: `[B, T, G, K]`; value: `[B, T, G, V]`.
+        initial_state: `[B, H, K, V]`, or None for zeros.
+
+    Raises ValueError where shapes do not fit.
+    """
+    batch, length, heads, dim = query.shape
+    if key.shape[:2] != (batch, length) or value.shape[:3] != key.shape[:3] or key.shape[3] != dim:
+        raise ValueError(
+            f"recurrence: expected key [{batch}, {length}, G, {dim}] and value of its heads, "
+            f"got key {list(key.shape)} and value {list(value.shape)}"
+        )
+    expected = (batch, heads, dim, value.shape[-1])
+    if initial_state is not None and initial_state.shape != expected:
+        raise ValueError(
+            f"initial_state: expected {list(expected)}, got {list(initial_state.shape)}"
+        )
+    dtype = compute_dtype(query, value)
+    state = (
+        torch.zeros(expected, dtype=dtype, device=query.device)
+        if initial_state is None
+        else initial_state.to(dtype)
+    )
+    key, value = (repeat_heads(x, heads).to(dtype) for x in (key, value))
+    return query.to(dtype), key, value, state

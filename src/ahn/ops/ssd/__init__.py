@@ -1,0 +1,43 @@
+"""Mamba2's recurrence (state-space duality): contract and choice of implementation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ahn.ops import fla
+from ahn.ops.kernels import RECURRENT_LENGTH, use_fla
+from ahn.ops.ssd.reference import chunk_ssd, recurrent_ssd
+
+__all__ = ["chunk_ssd", "recurrent_ssd", "ssd"]
+
+
+def ssd(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    initial_state: Tensor | None = None,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Write each token into the state, then read it (arXiv 2405.21060, equation 1).
+
+    S <- exp(log_decay) S + k v^T;  out = q^T S, for every head. Mamba2's step dt is part of
+    the key (k := dt k) and of the decay (log_decay := -exp(A_log) dt), so dt = 0 writes nothing.
+
+    Args:
+        query: `[B, T, H, K]`, used as it is; key: `[B, T, G, K]` or `[B, T, H, K]`.
+        value: `[B, T, G, V]`, with the heads of `key`.
+        log_decay: `[B, T, H]`, <= 0.
+        initial_state: `[B, H, K, V]`; None is zeros.
+        kernels: `auto`, `torch` or `fla`.
+
+    Returns:
+        out `[B, T, H, V]` and final_state `[B, H, K, V]`, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes do not fit, or the kernels asked for cannot run here.
+    """
+    if use_fla(kernels, value, gated=True):
+        return fla.ssd(query, key, value, log_decay, initial_state)
+    form = recurrent_ssd if query.shape[1] <= RECURRENT_LENGTH else chunk_ssd
+    return form(query, key, value, log_decay, initial_state)

@@ -1,0 +1,81 @@
+"""Exact attention over sinks + window: contract and choice of implementation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ahn.ops.window_attention.reference import blocked_window_attention
+
+__all__ = ["slot_attention", "window_attention"]
+
+
+def window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sink_key: Tensor,
+    sink_value: Tensor,
+    *,
+    window: int,
+    start: int | Tensor,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention of each query over the sinks and its last `window` tokens, itself included.
+
+    Positions count real tokens of a row from 0; padding on the left has negative ones. Key
+    column j has position `start + j`; the queries are the last C of those tokens.
+
+    Args:
+        query: `[B, H, C, K]`.
+        key: `[B, G, T, K]`; value: `[B, G, T, V]`, with T >= C.
+        sink_key: `[B, G, S, K]`; sink_value: `[B, G, S, V]`: the tokens at positions 0 to S - 1.
+            Columns of `key` at those positions are not looked at a second time.
+        start: position of the first key, one for all rows or `[B]`.
+        scale: factor on the scores; None is K^-1/2.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        `[B, H, C, V]`. A query that is padding gets a finite value without meaning.
+
+    Raises:
+        ValueError: T < C.
+    """
+    if key.shape[2] < query.shape[2]:
+        raise ValueError(
+            f"window_attention: expected at least {query.shape[2]} keys, got {key.shape[2]}"
+        )
+    return blocked_window_attention(
+        query, key, value, sink_key, sink_value, window, start, scale, dropout
+    )
+
+
+def slot_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    filled: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention of one query a row over a cache's slots, in whatever order they are.
+
+    Args:
+        query: `[B, H, 1, K]`; key: `[B, G, N, K]`; value: `[B, G, N, V]`, read in place.
+        filled: `[B]`, number of leading slots that hold a token; None is all N.
+        scale: factor on the scores; None is K^-1/2.
+
+    Returns:
+        `[B, H, 1, V]`.
+    """
+    batch, heads, _, dim = query.shape
+    groups, slots = key.shape[1], key.shape[2]
+    mask = None
+    if filled is not None:
+        mask = (torch.arange(slots, device=key.device) < filled[:, None])[:, None, None]
+    # The heads of a group become rows of one query block: no key is copied for each of them.
+    grouped = query.reshape(batch, groups, heads // groups, dim)
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    return out.reshape(batch, heads, 1, value.shape[-1])
