@@ -3,6 +3,7 @@
 from ahn import generation
 from ahn.attach import attach, detach, disabled, memory_off
 from ahn.cache import AHNCache
+from ahn.checkpoint import from_pretrained, save_pretrained
 from ahn.config import AHNConfig
 
 __version__ = "0.1.0"
@@ -13,6 +14,8 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "from_pretrained",
     "generation",
     "memory_off",
+    "save_pretrained",
 ]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ahn.cache import AHNCacheLayer, gather_rows
+from ahn.cache_layer import AHNCacheLayer, gather_rows
 from ahn.calls import FULL, WINDOW, LayerCall, LazyMask
 from ahn.ops.window_attention import slot_attention, window_attention
 
@@ -28,7 +28,7 @@ class Evicted(NamedTuple):
 
 
 def ahn_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -73,7 +73,7 @@ def _all_fits(call: LayerCall, query: Tensor) -> bool:
 
 def _within_budget(
     base: Callable[..., tuple[Tensor, Tensor | None]],
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -92,7 +92,7 @@ def _within_budget(
 
 
 def _one_token(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -101,7 +101,9 @@ def _one_token(
     cache: AHNCacheLayer,
 ) -> Tensor:
     """Decoding: the new token takes the slot of the one it evicts, nothing is copied."""
-    read, gates = _remember(module, query, Evicted(*cache.evicted_by_next(), cache.seen - call.step.window), call)
+    read, gates = _remember(
+        module, query, Evicted(*cache.evicted_by_next(), cache.seen - call.step.window), call
+    )
     position = call.positions(cache.seen, 1)
     cache.store(key, value, gates)
     filled = None
@@ -113,7 +115,7 @@ def _one_token(
 
 
 def _many_tokens(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -142,7 +144,7 @@ def _many_tokens(
 
 
 def _remember(
-    module: nn.Module, query: Tensor, evicted: Evicted, call: LayerCall
+    module: Any, query: Tensor, evicted: Evicted, call: LayerCall
 ) -> tuple[Tensor | None, Tensor | None]:
     """Write what leaves, let the last queries read it; also the new tokens' gates."""
     if call.step.mode == WINDOW or call.memory is None:
@@ -166,7 +168,7 @@ def _remember(
     return read, gates
 
 
-def _memory_query(module: nn.Module, query: Tensor, count: int, call: LayerCall) -> Tensor:
+def _memory_query(module: Any, query: Tensor, count: int, call: LayerCall) -> Tensor:
     """The last `count` queries `[B, E, H, K]`, or the cell's own map of them before RoPE."""
     first = query.shape[2] - count
     if call.memory is None or call.memory.q_proj is None or call.rope is None:
@@ -193,7 +195,7 @@ def _sinks(key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]
 
 
 def _packed(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -223,7 +225,7 @@ def _merge(out: Tensor, read: Tensor | None) -> Tensor:
     return merged if not exact else torch.cat([out[:, :exact], merged], 1)
 
 
-def _base_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _base_function(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     name = module.config.ahn_backend
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward

@@ -1,210 +1,14 @@
-"""The bounded cache: sinks + ring of the window + write gates + recurrent state."""
+"""The bounded cache of a whole model."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
+from ahn.cache_layer import AHNCacheLayer
 from ahn.config import AHNConfig
-
-BATCHED = ("keys", "values", "gates", "recurrent_state", "padding")
-
-
-class AHNCacheLayer(CacheLayerMixin):
-    """One layer's memory of a text; its bytes are fixed by the first forward.
-
-    A token at position p (real tokens of its row counted from 0) lives in slot p if it is a
-    sink, else in slot S + (p - S) % W of `keys` and `values` `[B, G, S + W, K]`. So up to the
-    budget slots are in order, and the slot a new token takes is that of the token it evicts.
-    `gates` `[B, H, S + W, n]` has the same slots; `recurrent_state` is `[B, H, K, V]`, float32.
-    """
-
-    is_sliding = True  # so that masks are sized by the full-attention layers, where there are any
-    is_compileable = False
-    is_croppable = False
-    supports_early_init = False
-
-    def __init__(self, config: AHNConfig) -> None:
-        super().__init__()
-        self.window, self.num_sinks = config.window, config.num_sinks
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything and give the memory back."""
-        self.keys = self.values = self.gates = self.recurrent_state = self.padding = None
-        self.seen = 0  # tokens read by every row, padding included
-        self.max_padding = 0
-        self.mode: str | None = None
-        self.is_initialized = self.expects_update = False
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate `[B, G, S + W, *]` for keys and values like these."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        batch, groups, _, _ = key_states.shape
-        slots = self.num_sinks + self.window
-        self.keys, self.values = (
-            x.new_zeros(batch, groups, slots, x.shape[-1]) for x in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Called by the model's own attention: the new tokens pass on, `commit` stores them.
-
-        Raises TypeError where the model has no memory attached and would see the chunk alone.
-        """
-        if not self.expects_update:
-            raise TypeError("AHNCache: expected a model with a memory attached, got one without")
-        self.expects_update = False
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        elif key_states.shape[0] != self.keys.shape[0]:
-            raise ValueError(
-                f"AHNCache: expected a batch of {self.keys.shape[0]}, got {key_states.shape[0]}"
-            )
-        return key_states, value_states
-
-    def set_padding(self, padding: Tensor | None, max_padding: int) -> None:
-        """Number of left-padding tokens of each row, `[B]`, before the first token is read."""
-        self.padding, self.max_padding = padding, max_padding
-
-    def positions(self, first: int, length: int) -> Tensor:
-        """Positions `[B or 1, length]` of the tokens from `first` on; padding has negative ones."""
-        index = first + torch.arange(length, device=self.keys.device)[None]
-        return index if self.padding is None else index - self.padding[:, None]
-
-    def slots(self, positions: Tensor) -> Tensor:
-        """Where positions (>= 0) live."""
-        ring = self.num_sinks + (positions - self.num_sinks).clamp(min=0) % self.window
-        return torch.where(positions < self.num_sinks, positions, ring)
-
-    def recent(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys, values `[B, G, m, *]` and gates `[B, m, H, n]` of the last m <= W tokens, in order.
-
-        Sinks and padding may be among them; neither is ever written into the state.
-        """
-        m = min(self.seen, self.window)
-        return self._take(self.positions(self.seen - m, m))
-
-    def evicted_by_next(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Key, value `[B, G, 1, *]` and gates `[B, 1, H, n]` whose slot the next token takes."""
-        return self._take(self.positions(self.seen, 1))
-
-    def held(self, length: int) -> tuple[Tensor, Tensor]:
-        """Views of the first `length` slots: all tokens in order while none has been evicted."""
-        return self.keys[:, :, :length], self.values[:, :, :length]
-
-    @torch.no_grad()
-    def store(self, keys: Tensor, values: Tensor, gates: Tensor | None) -> None:
-        """Put C new tokens where they live: keys, values `[B, G, C, *]`, gates `[B, C, H, n]`."""
-        length, device = keys.shape[2], keys.device
-        sinks_end = min(length, max(0, self.num_sinks + self.max_padding - self.seen))
-        window_start = max(sinks_end, length - self.window)
-        columns = torch.cat(
-            [
-                torch.arange(sinks_end, device=device),
-                torch.arange(window_start, length, device=device),
-            ]
-        )
-        positions = self.positions(self.seen, length)[:, columns]
-        self._put(self.keys, keys[:, :, columns], positions)
-        self._put(self.values, values[:, :, columns], positions)
-        if gates is not None:
-            gates = gates.transpose(1, 2)
-            if self.gates is None:
-                shape = (*gates.shape[:2], self.keys.shape[2], gates.shape[3])
-                self.gates = gates.new_zeros(shape)
-            self._put(self.gates, gates[:, :, columns], positions)
-        self.seen += length
-
-    def _take(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        slots = self.slots(positions.clamp(min=0))
-        keys, values = gather_rows(self.keys, slots), gather_rows(self.values, slots)
-        gates = None if self.gates is None else gather_rows(self.gates, slots).transpose(1, 2)
-        return keys, values, gates
-
-    def _put(self, buffer: Tensor, new: Tensor, positions: Tensor) -> None:
-        """Write `[B, *, n, *]` at positions `[B or 1, n]`, except padding and what is evicted."""
-        slots = self.slots(positions.clamp(min=0))
-        if self.padding is None:
-            buffer.index_copy_(2, slots[0], new)
-            return
-        recent = positions > positions[:, -1:] - self.window
-        chosen = (positions >= 0) & (recent | (positions < self.num_sinks))
-        rows, columns = chosen.nonzero(as_tuple=True)
-        buffer[rows, :, slots[rows, columns]] = new[rows, :, columns]
-
-    @torch.no_grad()
-    def set_state(self, state: Tensor | None) -> None:
-        """Keep the memory's state, cut off from the graph that made it."""
-        self.recurrent_state = None if state is None else state.detach()
-
-    def get_seq_length(self) -> int:
-        """Tokens read so far, padding included."""
-        return self.seen
-
-    def get_max_length(self) -> int:
-        """-1: any length."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        """-1: any length (the name before transformers 5.18)."""
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Sizes of the base model's mask, used while nothing has been evicted."""
-        return self.seen + query_length, 0
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows in the order of `beam_idx` `[B]`."""
-        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times."""
-        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Only the rows `indices`."""
-        self._map_rows(lambda x: x[indices.to(x.device)])
-
-    def offload(self) -> None:
-        """Move everything held to the CPU."""
-        self._map_rows(lambda x: x.to("cpu", non_blocking=True))
-
-    def prefetch(self) -> None:
-        """Bring everything held back to its device."""
-        self._map_rows(lambda x: x.to(self.device, non_blocking=True))
-
-    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        for name in BATCHED:
-            if (tensor := getattr(self, name)) is not None:
-                setattr(self, name, change(tensor))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens.
-
-        Raises ValueError once a token has been evicted: what is compressed cannot be undone.
-        """
-        count = abs(tokens_to_remove)
-        if count and self.seen - self.max_padding > self.num_sinks + self.window:
-            raise ValueError(
-                f"crop: expected at most {self.num_sinks + self.window} tokens, got {self.seen}: "
-                "tokens compressed into the memory cannot be taken back"
-            )
-        self.seen = max(0, self.seen - count)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors held."""
-        tensors = (getattr(self, name) for name in BATCHED)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class AHNCache(Cache):
@@ -240,21 +44,10 @@ class AHNCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors held, of full-attention layers too."""
-        growing = (
-            layer.keys.nbytes + layer.values.nbytes
-            for layer in self.layers
-            if not isinstance(layer, AHNCacheLayer) and layer.is_initialized
-        )
-        return sum(layer.nbytes for layer in self.memory_layers) + sum(growing)
+        growing = [x for x in self.layers if isinstance(x, DynamicLayer)]
+        exact = [x for layer in growing for x in (layer.keys, layer.values) if x is not None]
+        return sum(x.nbytes for x in exact) + sum(layer.nbytes for layer in self.memory_layers)
 
     def fork(self) -> AHNCache:
         """An independent copy: reading on with it leaves this one untouched."""
         return copy.deepcopy(self)
-
-
-def gather_rows(buffer: Tensor, slots: Tensor) -> Tensor:
-    """`buffer[b, :, slots[b]]`, `[B, *, n, *]`, from slots `[B or 1, n]`."""
-    if slots.shape[0] == 1:
-        return buffer.index_select(2, slots[0])
-    index = slots[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
-    return buffer.gather(2, index)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ahn.cache import AHNCacheLayer
+from ahn.cache_layer import AHNCacheLayer
 from ahn.memory import Memory, PositionRouter
 
 FULL, WINDOW, MEMORY = "full", "window", "memory"  # what a layer's queries look at

@@ -115,9 +115,7 @@ def load_memory_state(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
         )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"{name}: expected {list(own[name].shape)}, got {list(tensor.shape)}"
-            )
+            raise ValueError(f"{name}: expected {list(own[name].shape)}, got {list(tensor.shape)}")
     for name, tensor in state.items():
         own[name].copy_(tensor)
 

@@ -12,7 +12,7 @@ class AHNConfig:
     """What an attached model keeps exactly and which cell remembers the rest (arXiv 2510.07318).
 
     Attributes:
-        memory: registered name of the cell: `GatedDeltaNet`, `DeltaNet`, `Mamba2` or one of your own.
+        memory: name of the cell: `GatedDeltaNet`, `DeltaNet`, `Mamba2` or a registered one.
         window: tokens a query sees exactly, itself included, not counting the sinks (>= 1).
         num_sinks: first tokens of the text, kept exactly for ever (>= 0).
         full_attention_layers: indices of layers left as they are, with full attention.

@@ -17,6 +17,7 @@ from ahn.memory import Memory, PositionRouter
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # registered on import; others when attached
 PREFIX = "ahn_"  # of the model type
+INITIALIZED = "_is_hf_initialized"  # transformers' mark of a module it need not initialise
 _CLASSES: dict[type[PreTrainedModel], tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {}
 
 
@@ -36,10 +37,12 @@ class AHNConfigMixin:
 class AHNModelMixin:
     """What an attached model does differently from its family."""
 
+    config: Any
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         if config.ahn_config is None:
             raise ValueError("ahn_config: expected the memory's settings in the config, got none")
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         install(self, AHNConfig.from_dict(config.ahn_config))
         take_over_attention(config)
         self.post_init()  # type: ignore[attr-defined]
@@ -47,11 +50,11 @@ class AHNModelMixin:
     def initialize_weights(self) -> None:
         """Initialise the cells: transformers asks the inner model, which does not know them."""
         for module in self.modules():  # type: ignore[attr-defined]
-            fresh = not getattr(module, "_is_hf_initialized", False)
+            fresh = not getattr(module, INITIALIZED, False)
             if isinstance(module, (Memory, PositionRouter)) and fresh:
                 module.reset_parameters()
                 for part in module.modules():
-                    part._is_hf_initialized = True
+                    setattr(part, INITIALIZED, True)
         super().initialize_weights()  # type: ignore[misc]
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +62,7 @@ class AHNModelMixin:
         if attn_implementation == NAME:
             return
         super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
-        take_over_attention(self.config)  # type: ignore[attr-defined]
+        take_over_attention(self.config)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -69,7 +72,7 @@ class AHNModelMixin:
             _refuse_generation(generation_config, cache)
             if cache is None and generation_config.use_cache is not False:
                 generation_config.cache_implementation = None
-                model_kwargs["past_key_values"] = AHNCache(self.config)  # type: ignore[attr-defined]
+                model_kwargs["past_key_values"] = AHNCache(self.config)
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, *args, **kwargs
         )
@@ -86,9 +89,7 @@ def _refuse_generation(generation_config: Any, cache: Any) -> None:
         raise ValueError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
     kind = generation_config.cache_implementation
     if kind not in (None, "dynamic"):
-        raise ValueError(
-            f"cache_implementation: expected none (an AHNCache is made), got {kind!r}"
-        )
+        raise ValueError(f"cache_implementation: expected none (an AHNCache is made), got {kind!r}")
     for name in ("prompt_lookup_num_tokens", "is_assistant", "assistant_early_exit"):
         if getattr(generation_config, name, None):
             raise ValueError(
@@ -126,7 +127,7 @@ def attached_classes(
     return _CLASSES[base]
 
 
-def _make_config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+def _make_config_class(base: Any) -> type[PreTrainedConfig]:
     body = {
         "__module__": __name__,
         "__doc__": f"{base.__name__} with the settings of a memory.",
@@ -150,13 +151,15 @@ def register_family(model_type: str) -> None:
     attached_classes(getattr(importlib.import_module("transformers"), name))
 
 
-def attached_config(config: PreTrainedConfig, settings: AHNConfig, base: type[PreTrainedModel]):
+def attached_config(
+    config: PreTrainedConfig, settings: AHNConfig, base: type[PreTrainedModel]
+) -> Any:
     """A config of the attached class with all values of `config`, which stays as it is."""
     config_class, _ = attached_classes(base)
     values = config.to_dict()
     for name in ("model_type", "architectures", "auto_map", "transformers_version"):
         values.pop(name, None)
-    new = config_class(**values, ahn_config=settings.to_dict())
+    new: Any = config_class(**values, ahn_config=settings.to_dict())  # type: ignore[call-arg]
     new._attn_implementation = config._attn_implementation
     new._name_or_path = config._name_or_path
     return new

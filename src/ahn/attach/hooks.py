@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ahn.attention import NAME
-from ahn.cache import AHNCache, AHNCacheLayer
+from ahn.cache import AHNCache
+from ahn.cache_layer import AHNCacheLayer
 from ahn.calls import FULL, MEMORY, LayerCall, Pass
 from ahn.config import AHNConfig
 from ahn.memory import Memory, PositionRouter
@@ -34,7 +36,7 @@ class AttentionHook:
         self.layer, self.index = layer, index
 
     def __call__(
-        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if PASS not in kwargs:
             raise RuntimeError(
@@ -81,7 +83,7 @@ class DecoderHook:
         self.warned = False
 
     def __call__(
-        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             kwargs = {**dict(zip(inspect.signature(decoder.forward).parameters, args)), **kwargs}
@@ -105,7 +107,7 @@ class DecoderHook:
         )
 
     def _bounded(
-        self, decoder: nn.Module, kwargs: dict[str, Any], step: Pass, batch: int, length: int
+        self, decoder: Any, kwargs: dict[str, Any], step: Pass, batch: int, length: int
     ) -> Pass:
         """The cache, padding and packed documents of a forward that is not full attention."""
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
@@ -122,7 +124,7 @@ class DecoderHook:
             kwargs["attention_mask"] = index >= padding[:, None]
         return replace(step, padding=padding, max_padding=largest, segments=segments)
 
-    def _warn_beyond(self, decoder: nn.Module, length: int) -> None:
+    def _warn_beyond(self, decoder: Any, length: int) -> None:
         limit = getattr(decoder.config, "max_position_embeddings", None)
         if limit and length > limit and not self.warned:
             self.warned = True
@@ -133,7 +135,7 @@ class DecoderHook:
             )
 
 
-def _wants_cache(decoder: nn.Module, kwargs: dict[str, Any]) -> bool:
+def _wants_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
     wanted = kwargs.get("use_cache")
     wanted = decoder.config.use_cache if wanted is None else wanted
     recomputing = decoder.training and getattr(decoder, "gradient_checkpointing", False)
@@ -209,7 +211,9 @@ def _check_mask(mask: Any, length: int) -> Tensor:
     return mask.bool()
 
 
-def _segments(positions: Tensor | None, batch: int) -> tuple[tuple[tuple[int, int], ...], ...] | None:
+def _segments(
+    positions: Tensor | None, batch: int
+) -> tuple[tuple[tuple[int, int], ...], ...] | None:
     """Documents of packed rows, where `position_ids` start again; None where nothing is packed."""
     if positions is None or positions.ndim != 2:
         return None
@@ -219,5 +223,5 @@ def _segments(positions: Tensor | None, batch: int) -> tuple[tuple[tuple[int, in
     rows = []
     for row in starts:
         cuts = [0, *(row.nonzero().flatten() + 1).tolist(), positions.shape[1]]
-        rows.append(tuple(zip(cuts[:-1], cuts[1:])))
+        rows.append(tuple(pairwise(cuts)))
     return tuple(rows)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ahn.attach.hooks import AHNLayer, AttentionHook, DecoderHook
 from ahn.attach.support import check_supported, decoder_layers, head_dim
@@ -25,7 +23,7 @@ def of_model(model: Any) -> DecoderHook:
     return hook
 
 
-def install(model: PreTrainedModel, config: AHNConfig, kernels: str = "auto") -> None:
+def install(model: Any, config: AHNConfig, kernels: str = "auto") -> None:
     """Add a cell to every layer that gets one, and the two kinds of hooks."""
     check_supported(model, config)
     decoder = model.get_decoder()
@@ -33,15 +31,15 @@ def install(model: PreTrainedModel, config: AHNConfig, kernels: str = "auto") ->
     for index, layer in enumerate(decoder_layers(model)):
         if index not in config.full_attention_layers:
             _add_memory(model, layer, config, kernels)
-        hook = AttentionHook(layer, index)
-        handles.append(layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True))
+        before = AttentionHook(layer, index)
+        handles.append(layer.self_attn.register_forward_pre_hook(before, with_kwargs=True))
     hook = DecoderHook(config)
     handles.append(decoder.register_forward_pre_hook(hook, with_kwargs=True))
     setattr(decoder, ATTACHED, hook)
     setattr(decoder, HANDLES, handles)
 
 
-def uninstall(model: PreTrainedModel) -> None:
+def uninstall(model: Any) -> None:
     """Undo `install`."""
     decoder = model.get_decoder()
     for handle in getattr(decoder, HANDLES):
@@ -54,9 +52,7 @@ def uninstall(model: PreTrainedModel) -> None:
                 delattr(layer, name)
 
 
-def _add_memory(
-    model: PreTrainedModel, layer: nn.Module, config: AHNConfig, kernels: str
-) -> None:
+def _add_memory(model: Any, layer: Any, config: AHNConfig, kernels: str) -> None:
     text = model.config.get_text_config(decoder=True)
     cell = build_cell(
         config.memory,
@@ -72,12 +68,12 @@ def _add_memory(
         layer.ahn_router = PositionRouter(text.num_attention_heads).to(**place)
 
 
-def _place_of(linear: nn.Module, model: PreTrainedModel) -> dict[str, Any]:
+def _place_of(linear: Any, model: Any) -> dict[str, Any]:
     """Device and dtype for a cell beside `linear`.
 
     A quantised or offloaded weight tells neither where nor in what it is computed.
     """
-    weight: Tensor = linear.weight
+    weight = linear.weight
     hook = getattr(linear, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     dtype = weight.dtype if weight.dtype.is_floating_point else model.dtype

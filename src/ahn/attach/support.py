@@ -18,14 +18,14 @@ class UnsupportedModel(ValueError):
 def check_supported(model: PreTrainedModel, config: AHNConfig) -> None:
     """Raise UnsupportedModel with the reason where `model` cannot take this memory."""
     name = type(model).__name__
-    reason = _config_reason(model.config) or _structure_reason(model) or _option_reason(
-        model, config
+    reason = (
+        _config_reason(model.config) or _structure_reason(model) or _option_reason(model, config)
     )
     if reason:
         raise UnsupportedModel(f"{name}: expected {reason}")
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+def decoder_layers(model: PreTrainedModel) -> Any:
     """The decoder's layers in order."""
     return model.get_decoder().layers
 

@@ -9,9 +9,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
-from ahn.cache import BATCHED, AHNCache, AHNCacheLayer
+from ahn.cache import AHNCache
+from ahn.cache_layer import BATCHED, AHNCacheLayer
 from ahn.files import written_whole
 
 FORMAT = "ahn-session-1"
@@ -49,7 +49,7 @@ def load_session(path: str | os.PathLike[str], model: PreTrainedModel) -> AHNCac
             got = [entry["settings"] for entry in counters]
             if got != expected:
                 raise ValueError(f"{path}: expected a session of layers {expected}, got {got}")
-            for key in file.keys():
+            for key in file.keys():  # noqa: SIM118
                 index, name = key.split(".")
                 device = decoder_layers[int(index)].self_attn.o_proj.weight.device
                 setattr(cache.layers[int(index)], name, file.get_tensor(key).to(device))
@@ -66,13 +66,13 @@ def _settings(layer: Any) -> list[int] | None:
 
 
 def _counters(layer: Any) -> dict[str, Any]:
-    values = {"settings": _settings(layer)}
+    values: dict[str, Any] = {"settings": _settings(layer)}
     if isinstance(layer, AHNCacheLayer):
         values |= {"seen": layer.seen, "max_padding": layer.max_padding, "mode": layer.mode}
     return values
 
 
-def _restore(layer: AHNCacheLayer | DynamicLayer, entry: dict[str, Any]) -> None:
+def _restore(layer: Any, entry: dict[str, Any]) -> None:
     if layer.keys is None:
         return
     layer.dtype, layer.device = layer.keys.dtype, layer.keys.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,8 @@ def _choose(
 ) -> Tensor:
     if warp is None:
         return logits.argmax(-1)
-    probabilities = warp(None, logits.float()).softmax(-1)
+    no_history: Any = None  # these warpers look at the scores alone
+    probabilities = warp(no_history, logits.float()).softmax(-1)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 

@@ -36,9 +36,7 @@ class GatedDeltaNet(DeltaNet):
         beta, step = gates.to(dtype).unbind(-1)
         rate = -self.A_log.to(dtype).exp()
         log_decay = masked(rate * F.softplus(step + self.dt_bias.to(dtype)), keep)
-        return self._delta_rule(
-            query, key, value, masked(beta.sigmoid(), keep), log_decay, state
-        )
+        return self._delta_rule(query, key, value, masked(beta.sigmoid(), keep), log_decay, state)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -48,4 +46,4 @@ class GatedDeltaNet(DeltaNet):
         low, high = math.log(1e-3), math.log(0.1)
         step = torch.empty(heads).uniform_(low, high).exp().clamp(min=1e-4)
         init.copy_(self.dt_bias, step + torch.log(-torch.expm1(-step)))  # inverse of softplus
-        init.ones_(self.D)
+        init.ones_(self.get_buffer("D"))

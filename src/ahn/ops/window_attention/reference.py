@@ -59,7 +59,7 @@ def _visible(
     start: int | Tensor,
     device: torch.device,
 ) -> Tensor:
-    """Which of [sinks | columns low to high] the last `queries` columns see: `[B or 1, 1, Q, N]`."""
+    """Which of [sinks | columns low to high] the last queries see: `[B or 1, 1, Q, N]`."""
     first = start.to(device) if isinstance(start, Tensor) else torch.tensor([start], device=device)
     position = first[:, None] + torch.arange(low, high, device=device)
     reader = position[:, -queries:, None]
