@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import lzma
-import os
 import platform
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -113,7 +112,7 @@ def write_corpus(corpus: Corpus, path: Path) -> None:
     }
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(lzma.compress(json.dumps(content).encode(), preset=6))
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def read_corpus(path: Path) -> Corpus:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -85,4 +84,4 @@ def _compact(path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

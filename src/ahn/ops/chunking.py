@@ -66,8 +66,13 @@ def scan_chunks(
     key_to_end = (key * kept_to_end[..., None]).transpose(-1, -2)
     state_decay = total[..., -1].exp()[..., None, None]
     outputs = []
-    for n in range(query.shape[2]):
-        written = write[:, :, n] if erase is None else write[:, :, n] - erase[:, :, n] @ state
-        outputs.append(query[:, :, n] @ state + scores[:, :, n] @ written)
-        state = state * state_decay[:, :, n] + key_to_end[:, :, n] @ written
+    # unbind, not indexing: the gradient of an index is a zero tensor of the whole length.
+    parts = [x.unbind(2) for x in (query, scores, write, key_to_end, state_decay)]
+    erased = [None] * len(parts[0]) if erase is None else erase.unbind(2)
+    for *chunk, taken_off in zip(*parts, erased):
+        q, score, written, to_end, decay = chunk
+        if taken_off is not None:
+            written = written - taken_off @ state
+        outputs.append(q @ state + score @ written)
+        state = state * decay + to_end @ written
     return outputs, state

@@ -24,20 +24,25 @@ def blocked_window_attention(
     dropout: float,
 ) -> Tensor:
     """See `ahn.ops.window_attention`; cost is O(C (S + window + block)), mask O(block) rows."""
-    queries, keys = query.shape[2], key.shape[2]
+    heads, queries = query.shape[1:3]
     # A block reads window + block columns: a block of about the window wastes at most half.
     block = min(max(window, SMALLEST_BLOCK), LARGEST_BLOCK)
+    # Keys are split once, at the blocks' borders: the gradient of a slice for every block would
+    # be a zero tensor of the whole length each time.
+    sizes = _piece_sizes(key.shape[2] - queries, block) + _piece_sizes(queries, block)[::-1]
+    keys, values = key.split(sizes, dim=2), value.split(sizes, dim=2)
+    before = -(-(window - 1) // block)
+    blocks = query.split(block, dim=2)
     outputs = []
-    for first in range(0, queries, block):
-        last = min(first + block, queries)
-        low = max(0, keys - queries + first - window + 1)
-        high = keys - queries + last
-        mask = _visible(last - first, low, high, sink_key.shape[2], window, start, query.device)
+    for index, part in enumerate(blocks, start=len(sizes) - len(blocks)):
+        chosen = slice(max(0, index - before), index + 1)
+        low, high = sum(sizes[: chosen.start]), sum(sizes[: chosen.stop])
+        mask = _visible(part.shape[2], low, high, sink_key.shape[2], window, start, query.device)
         outputs.append(
             F.scaled_dot_product_attention(
-                query[:, :, first:last],
-                _columns(sink_key, key[:, :, low:high], query.shape[1]),
-                _columns(sink_value, value[:, :, low:high], query.shape[1]),
+                part,
+                repeat_heads(torch.cat([sink_key, *keys[chosen]], dim=2), heads, dim=1),
+                repeat_heads(torch.cat([sink_value, *values[chosen]], dim=2), heads, dim=1),
                 attn_mask=mask,
                 dropout_p=dropout,
                 scale=scale,
@@ -46,8 +51,10 @@ def blocked_window_attention(
     return torch.cat(outputs, dim=2)
 
 
-def _columns(sinks: Tensor, window: Tensor, num_heads: int) -> Tensor:
-    return repeat_heads(torch.cat([sinks, window], dim=2), num_heads, dim=1)
+def _piece_sizes(length: int, block: int) -> list[int]:
+    """Sizes that sum to `length`: the rest, then whole blocks."""
+    rest = length % block
+    return ([rest] if rest else []) + [block] * (length // block)
 
 
 def _visible(
