@@ -160,9 +160,13 @@ class AHNCacheLayer(CacheLayerMixin):
         """-1: any length (the name before transformers 5.18)."""
         return -1
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Sizes of the base model's mask, used while nothing has been evicted."""
-        return self.seen + query_length, 0
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        """Sizes of the base model's mask, used while nothing has been evicted.
+
+        Early versions of transformers 5 pass the new tokens' positions instead of their number.
+        """
+        length = len(query_length) if isinstance(query_length, Tensor) else query_length
+        return self.seen + length, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows in the order of `beam_idx` `[B]`."""

@@ -108,7 +108,7 @@ def _encode_copy(
 def train(model: Qwen3ForCausalLM, stream: Tensor, settings: Settings, device: str) -> list[float]:
     """Train on random crops of the stream; the mean loss of every 20 steps."""
     stream = stream.to(device)
-    model: Any = model.to(device).train()
+    model.to(device).train()  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(
         _groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95)
     )
@@ -182,7 +182,8 @@ def run(corpus: Corpus, settings: Settings, out: Path, device: str, workers: int
     started = time.perf_counter()
     curve = train(model, stream, settings, device)
     seconds = time.perf_counter() - started
-    model.to(torch.bfloat16).save_pretrained(out)
+    half: Any = model
+    half.to(torch.bfloat16).save_pretrained(out)
     # Read back, since casting a whole model also rounds its rotary frequencies.
     saved: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     result = {

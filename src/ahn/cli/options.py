@@ -1,0 +1,108 @@
+"""The options of the commands: their types, ranges and help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, BadParameter, Option
+
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """Parser of an integer >= `minimum`; raises BadParameter in this package's words."""
+
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = minimum - 1
+        if number < minimum:
+            raise BadParameter(f"expected an integer >= {minimum}, got {value!r}")
+        return number
+
+    return parse
+
+
+def share(value: str) -> float:
+    """A number above 0 and at most 1; raises BadParameter in this package's words."""
+    if not 0 < _number(value) <= 1:
+        raise BadParameter(f"expected a number above 0 and at most 1, got {value!r}")
+    return float(value)
+
+
+def not_negative(value: str) -> float:
+    """A finite number >= 0; raises BadParameter in this package's words."""
+    if not 0 <= _number(value) < float("inf"):
+        raise BadParameter(f"expected a number >= 0, got {value!r}")
+    return float(value)
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return float("nan")  # in no range
+
+
+Text = Annotated[
+    Path | None, Option(help="UTF-8 file to read instead of held-out standard library modules.")
+]
+Tokens = Annotated[
+    int, Option(parser=integer(1), metavar="N", help="The most tokens to read each way.")
+]
+Steps = Annotated[
+    int,
+    Option(parser=integer(0), metavar="N", help="Steps of the live distillation; 0 leaves it out."),
+]
+Png = Annotated[Path, Option(help="Picture to write.")]
+DemoSeed = Annotated[int, Option(parser=integer(0), metavar="N", help="Of the live distillation.")]
+
+Model = Annotated[str, Option(help="Folder, name on the Hugging Face hub, or the word embedded.")]
+Source = Annotated[
+    str | None, Argument(metavar="-", help="- reads the prompt from standard input.")
+]
+Prompt = Annotated[str | None, Option(help="The prompt itself.")]
+File = Annotated[Path | None, Option(help="UTF-8 file with the prompt.")]
+Memory = Annotated[
+    str | None,
+    Option(
+        help="Folder of a memory; of the embedded model also GatedDeltaNet (its default), "
+        "DeltaNet or Mamba2. The word none, the default of every other model, leaves it out."
+    ),
+]
+Window = Annotated[
+    int | None,
+    Option(
+        parser=integer(1),
+        metavar="N",
+        help="Tokens seen exactly; wins over the memory's own. A model without a memory sees "
+        "window and sinks alone, or everything (full attention) where this is left out.",
+    ),
+]
+NumSinks = Annotated[
+    int | None,
+    Option(
+        parser=integer(0),
+        metavar="N",
+        help="First tokens always seen; wins over the memory's own, 128 where there is no memory.",
+    ),
+]
+PrefillChunkSize = Annotated[
+    int, Option(parser=integer(1), metavar="N", help="Tokens of the prompt read at a time.")
+]
+MaxNewTokens = Annotated[int, Option(parser=integer(1), metavar="N", help="The longest answer.")]
+Temperature = Annotated[
+    float, Option(parser=not_negative, metavar="X", help="0 takes the likeliest token.")
+]
+TopK = Annotated[
+    int, Option(parser=integer(0), metavar="N", help="Sample among so many tokens; 0 keeps all.")
+]
+TopP = Annotated[
+    float, Option(parser=share, metavar="X", help="Sample among so much probability; 1: all.")
+]
+Seed = Annotated[
+    int | None, Option(parser=integer(0), metavar="N", help="Makes sampling repeatable.")
+]
+Dtype = Annotated[str, Option(help="auto (as saved), float32, bfloat16 or float16.")]
+Device = Annotated[str | None, Option(help="cpu, cuda, ...; left out, the GPU if there is one.")]

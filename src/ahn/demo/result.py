@@ -1,0 +1,165 @@
+"""The demo's figures: everything the table, the picture and the JSON line say."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from ahn.config import AHNConfig
+from ahn.demo.documents import Document
+from ahn.evaluation import beyond_budget, bits_per_byte
+
+FULL, WINDOW = "full attention", "window + sinks"
+POINTS = 64  # of each curve
+SMOOTHING = 0.06  # half width of the running mean, as a share of the longest document
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way of looking back, over all documents."""
+
+    losses: list[Tensor]  # of each document, [T - 1], on the CPU
+    held: list[tuple[int, int]]  # tokens read of the longest document, bytes then held
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    bits_per_byte: float  # of the bytes beyond the budget
+    recovered: float | None  # share of the gap between window and full attention; None: no gap
+    cache_bytes: int  # at the end of the longest document
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the live distillation did; the losses are KL in nats per token, one of each step."""
+
+    row: str
+    steps: int
+    tokens: int
+    seconds: float
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """All figures of one run; `to_dict` is what the JSON line holds."""
+
+    memory: dict[str, Any]  # window, num_sinks, ... of the shipped memories
+    documents: list[dict[str, Any]]  # name, tokens, bytes, and bytes beyond the budget
+    bytes_beyond_budget: int
+    rows: list[Row]
+    training: Training | None
+    positions: list[int]  # tokens, of the curves of bits per byte
+    bits_per_byte_by_position: dict[str, list[float]]
+    held_by_length: dict[str, list[tuple[int, int]]]
+    seed: int
+    seconds: float
+    environment: dict[str, Any]
+
+    def row(self, name: str) -> Row:
+        """The line of the table with that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def summarise(
+    readings: Mapping[str, Reading],
+    documents: Sequence[Document],
+    config: AHNConfig,
+    training: Training | None,
+    *,
+    seed: int,
+    seconds: float,
+) -> DemoResult:
+    """All figures from what was read; `readings` holds `FULL` and `WINDOW` and any memories."""
+    lengths = [document.lengths for document in documents]
+    rates = {
+        name: _beyond(reading.losses, lengths, config.budget) for name, reading in readings.items()
+    }
+    positions = _positions(max(map(len, lengths)))
+    beyond = [int(x[config.budget :].sum()) for x in lengths]
+    return DemoResult(
+        memory=config.to_dict(),
+        documents=[
+            {"name": d.name, "tokens": len(d), "bytes": int(d.lengths.sum()), "beyond_budget": size}
+            for d, size in zip(documents, beyond)
+        ],
+        bytes_beyond_budget=sum(beyond),
+        rows=[_row(name, reading, rates) for name, reading in readings.items()],
+        training=training,
+        positions=positions,
+        bits_per_byte_by_position={
+            name: _curve(reading.losses, lengths, positions) for name, reading in readings.items()
+        },
+        held_by_length={name: reading.held for name, reading in readings.items()},
+        seed=seed,
+        seconds=round(seconds, 1),
+        environment=_environment(),
+    )
+
+
+def _beyond(losses: Sequence[Tensor], lengths: Sequence[Tensor], budget: int) -> float:
+    parts = [beyond_budget(*pair, budget) for pair in zip(losses, lengths)]
+    nats, sizes = (torch.cat(x) for x in zip(*parts))
+    return bits_per_byte(nats, int(sizes.sum()))
+
+
+def _row(name: str, reading: Reading, rates: Mapping[str, float]) -> Row:
+    gap = rates[WINDOW] - rates[FULL]
+    return Row(
+        name=name,
+        bits_per_byte=rates[name],
+        recovered=(rates[WINDOW] - rates[name]) / gap if gap > 0 else None,
+        cache_bytes=reading.held[-1][1],
+        tokens_per_second=reading.tokens_per_second,
+    )
+
+
+def _positions(length: int) -> list[int]:
+    """At most `POINTS` positions, evenly over a document of that length."""
+    step = -(-length // POINTS)
+    return list(range(step, length, step))
+
+
+def _curve(
+    losses: Sequence[Tensor], lengths: Sequence[Tensor], positions: Sequence[int]
+) -> list[float]:
+    """Bits per byte around each position, over all documents that reach it."""
+    longest = max(map(len, lengths))
+    nats, sizes = torch.zeros(longest, dtype=torch.double), torch.zeros(longest)
+    for loss, length in zip(losses, lengths):
+        nats[1 : len(length)] += loss
+        sizes[: len(length)] += length
+    reach = max(1, math.ceil(SMOOTHING * longest))
+    spans = [slice(max(1, p - reach), p + reach + 1) for p in positions]
+    return [round(bits_per_byte(nats[span], int(sizes[span].sum())), 4) for span in spans]
+
+
+def _environment() -> dict[str, Any]:
+    from ahn import __version__
+
+    return {
+        "ahn": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }

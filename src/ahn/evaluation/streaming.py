@@ -1,0 +1,138 @@
+"""Nats per token of a text of any length, read once in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+
+from ahn.attach import of_model
+from ahn.attach.families import AHNModelMixin
+from ahn.cache import AHNCache
+from ahn.calls import FULL
+from ahn.generation.prefill import split
+
+CHUNK = 512  # tokens whose logits exist at a time
+
+
+def token_losses(
+    model: PreTrainedModel,
+    ids: Tensor | Iterable[Tensor],
+    *,
+    chunk: int = CHUNK,
+    cache: Cache | None = None,
+) -> Tensor:
+    """Nats of every token but the first, given all before it.
+
+    What the model looks at is decided by the context it is called in: its memory, window and
+    sinks alone (`ahn.memory_off`), or full attention (`ahn.disabled`, or a plain model).
+
+    Args:
+        ids: `[1, T]` token ids, or an iterable of such pieces.
+        chunk: tokens per forward.
+        cache: continue this one, in place; None starts anew.
+
+    Returns:
+        `[T - 1]`, float32 (float64 of a float64 model), on the model's device.
+
+    Raises:
+        ValueError: fewer than two tokens, more than one row, or a chunk below 1.
+    """
+    pieces = list(stream_losses(model, ids, chunk=chunk, cache=cache))
+    losses = torch.cat(pieces) if pieces else torch.empty(0)
+    if not len(losses):
+        raise ValueError(f"ids: expected at least 2 tokens, got {len(pieces)}")
+    return losses
+
+
+def stream_losses(
+    model: PreTrainedModel,
+    ids: Tensor | Iterable[Tensor],
+    *,
+    chunk: int = CHUNK,
+    cache: Cache | None = None,
+) -> Iterator[Tensor]:
+    """As `token_losses`, but yields the losses of each chunk once it is read.
+
+    The first chunk gives one loss less than it has tokens. Consume it within the context whose
+    mode is meant.
+    """
+    cache = new_cache(model) if cache is None else cache
+    before: Tensor | None = None  # logits [1, vocabulary] for the first token of a chunk
+    for piece in split(ids, chunk):
+        if piece.shape[0] != 1:
+            raise ValueError(f"ids: expected one row, got {piece.shape[0]}")
+        piece = piece.to(model.device)
+        with torch.no_grad():
+            logits = model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0]
+            losses = _nats(logits[:-1], piece[0, 1:])
+            if before is not None:
+                losses = torch.cat([_nats(before, piece[0, :1]), losses])
+        before = logits[-1:].clone()  # a view would keep the whole chunk's logits
+        del logits
+        yield losses
+
+
+def new_cache(model: PreTrainedModel) -> Cache:
+    """An empty cache for what the model looks at now: bounded, or growing for full attention."""
+    if isinstance(model, AHNModelMixin) and of_model(model).mode != FULL:
+        return AHNCache(model.config)
+    return DynamicCache(config=model.config)
+
+
+def held_bytes(cache: Cache) -> int:
+    """Bytes of all tensors a cache of `new_cache` holds."""
+    if isinstance(cache, AHNCache):
+        return cache.nbytes
+    tensors = (getattr(layer, name) for layer in cache.layers for name in ("keys", "values"))
+    return sum(x.nbytes for x in tensors if x is not None)
+
+
+def bits_per_byte(nats: Tensor, num_bytes: int) -> float:
+    """Sum of `nats` in bits, per byte of text; raises ValueError without a byte."""
+    if num_bytes < 1:
+        raise ValueError(f"bits per byte: expected at least 1 byte, got {num_bytes}")
+    return nats.double().sum().item() / math.log(2) / num_bytes
+
+
+def encode_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Tensor, Tensor]:
+    """Token ids `[T]` of a text, no special tokens added, and how many bytes each one spells.
+
+    Raises ValueError where the tokenizer is not byte-level, or changes the text (normalises it).
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    # A byte-level vocabulary writes every byte as one character.
+    lengths = [len(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+    size = len(text.encode())
+    if sum(lengths) != size:
+        raise ValueError(
+            f"tokenizer: expected byte-level tokens of {size} bytes, got {sum(lengths)} bytes"
+        )
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(lengths, dtype=torch.long)
+
+
+def beyond_budget(losses: Tensor, lengths: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    """Losses and bytes `[T - budget]` of the tokens at positions >= budget, the first being 0.
+
+    Args:
+        losses: `[T - 1]` of tokens 1 to T - 1, as `token_losses` gives them.
+        lengths: `[T]` bytes of tokens 0 to T - 1.
+
+    Raises:
+        ValueError: no token is beyond the budget, or the two are not of one text.
+    """
+    if len(losses) != len(lengths) - 1:
+        raise ValueError(f"losses: expected {len(lengths) - 1} of them, got {len(losses)}")
+    if len(lengths) <= budget:
+        raise ValueError(f"text: expected more than {budget} tokens, got {len(lengths)}")
+    return losses[budget - 1 :], lengths[budget:]
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, targets, reduction="none")

@@ -1,0 +1,73 @@
+"""Figures from result JSON alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ahn.files import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MIB = 2**20
+# Okabe and Ito's colours, told apart with any colour vision; the dashes serve print without any.
+STYLES: tuple[tuple[str, Any], ...] = (
+    ("#000000", "-"),
+    ("#D55E00", "--"),
+    ("#0072B2", "-"),
+    ("#009E73", "-."),
+    ("#CC79A7", (0, (3, 1, 1, 1, 1, 1))),
+    ("#E69F00", ":"),
+)
+
+
+def demo_figure(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw what `ahn demo` measured: prediction by position, and bytes held by length.
+
+    Args:
+        result: the demo's JSON object.
+        path: PNG to write, whole or not at all.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # no display, and no global state of pyplot
+    left, right = figure.subplots(1, 2)
+    _prediction(left, result)
+    _bytes_held(right, result)
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _prediction(axes: Axes, result: Mapping[str, Any]) -> None:
+    curves = result["bits_per_byte_by_position"]
+    for (name, curve), (colour, dashes) in zip(curves.items(), STYLES):
+        axes.plot(result["positions"], curve, color=colour, linestyle=dashes, label=name)
+    budget = result["memory"]["window"] + result["memory"]["num_sinks"]
+    axes.axvline(budget, color="0.6", linewidth=1)
+    axes.annotate("budget", (budget, 1), xycoords=("data", "axes fraction"), xytext=(3, -12),
+                  textcoords="offset points", color="0.4", fontsize=9)  # fmt: skip
+    axes.set(title="How well each predicts", xlabel="position in the text (tokens)")
+    axes.set_ylabel("bits per byte, running mean")
+    _plain(axes)
+
+
+def _bytes_held(axes: Axes, result: Mapping[str, Any]) -> None:
+    held = result["held_by_length"]
+    for (name, points), (colour, dashes) in zip(held.items(), STYLES):
+        lengths, sizes = zip(*points)
+        axes.plot(lengths, [x / MIB for x in sizes], color=colour, linestyle=dashes, label=name)
+    axes.set(title="What each holds", xlabel="text read (tokens)", ylabel="cache (MiB)")
+    axes.set_ylim(bottom=0)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    axes.set_xlim(left=0)

@@ -1,0 +1,174 @@
+"""`generate` on an attached model: every way of decoding gives what the plain loop gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+import ahn
+from models import (
+    new_model,
+    one_shot,
+    over_matrix,
+    over_trios,
+    random_ids,
+    shared_base,
+    shared_model,
+)
+
+GREEDY = {"max_new_tokens": 30, "do_sample": False}
+SAMPLED = {"max_new_tokens": 12, "do_sample": True, "temperature": 1.3}
+
+
+def greedy_loop(model, ids, steps=30):
+    """Without a cache, without `generate`."""
+    for _ in range(steps):
+        ids = torch.cat([ids, one_shot(model, ids)[:, -1:].argmax(-1)], 1)
+    return ids
+
+
+@over_matrix
+@torch.no_grad()
+def test_greedy_is_the_plain_loop(family, cell):
+    """From within the budget to beyond it."""
+    model, ids = shared_model(family, cell, dtype=torch.float64), random_ids(14, batch=2)
+    expected = greedy_loop(model, ids)
+    assert torch.equal(model.generate(ids, **GREEDY), expected)
+    base = shared_base(family, torch.float64)
+    assert not torch.equal(base.generate(ids, **GREEDY), expected)
+
+
+@over_trios
+@torch.no_grad()
+def test_every_greedy_option_gives_the_same_text(family, cell):
+    model, ids = shared_model(family, cell, dtype=torch.float64), random_ids(80, batch=2)
+    greedy = {**GREEDY, "max_new_tokens": 20}
+    expected = model.generate(ids, **greedy)
+    for option in (
+        {"past_key_values": ahn.AHNCache(model.config)},
+        {"prefill_chunk_size": 13},
+        {"use_cache": False},
+        {"cache_implementation": "dynamic"},
+        {"attention_mask": torch.ones_like(ids)},
+    ):
+        assert torch.equal(model.generate(ids, **greedy, **option), expected), option
+
+
+@torch.no_grad()
+def test_the_cache_comes_back_with_the_answer():
+    model, ids = shared_model(), random_ids(80)
+    out = model.generate(ids, return_dict_in_generate=True, output_logits=True, **GREEDY)
+    assert isinstance(out.past_key_values, ahn.AHNCache)
+    assert out.past_key_values.get_seq_length() == 80 + 29
+    assert len(out.logits) == 30
+
+
+@over_trios
+@torch.no_grad()
+def test_a_chat_goes_on_with_the_cache_that_came_back(family, cell):
+    model = shared_model(family, cell, dtype=torch.float64)
+    first = model.generate(random_ids(40), return_dict_in_generate=True, **GREEDY)
+    text = torch.cat([first.sequences, random_ids(33, seed=5)], 1)
+    options = {"attention_mask": torch.ones_like(text), **GREEDY}
+    expected = model.generate(text, **options)
+    again = model.generate(text, past_key_values=first.past_key_values, **options)
+    assert torch.equal(again, expected)
+    assert first.past_key_values.get_seq_length() == text.shape[1] + 29
+
+
+@over_trios
+@torch.no_grad()
+def test_beams_are_those_without_a_cache(family, cell):
+    model, ids = shared_model(family, cell, dtype=torch.float64), random_ids(40, batch=2)
+    options = {"max_new_tokens": 12, "num_beams": 3, "num_return_sequences": 2}
+    expected = model.generate(ids, use_cache=False, do_sample=False, **options)
+    assert torch.equal(model.generate(ids, do_sample=False, **options), expected)
+    assert expected.shape == (4, 52)
+
+
+@torch.no_grad()
+def test_sampling_is_reproducible_and_rows_are_independent():
+    model, ids = shared_model(dtype=torch.float64), random_ids(40)
+    options = {**SAMPLED, "num_return_sequences": 3}
+    runs = []
+    for extra in ({}, {}, {"use_cache": False}):
+        torch.manual_seed(3)
+        runs.append(model.generate(ids, **options, **extra))
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+    assert len({tuple(row) for row in runs[0].tolist()}) == 3
+
+
+class Collector(BaseStreamer):
+    def __init__(self):
+        self.pieces, self.ended = [], False
+
+    def put(self, value):
+        self.pieces.append(value.reshape(-1))
+
+    def end(self):
+        self.ended = True
+
+
+@torch.no_grad()
+def test_a_streamer_is_given_every_token():
+    model, ids, streamer = shared_model(), random_ids(40), Collector()
+    expected = model.generate(ids, streamer=streamer, **GREEDY)
+    assert torch.equal(torch.cat(streamer.pieces), expected[0])
+    assert streamer.ended
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"cache_implementation": "static"}, "cache_implementation: expected .* got 'static'"),
+        ({"cache_implementation": "offloaded"}, "cache_implementation: .* got 'offloaded'"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens: expected none"),
+        ({"assistant_early_exit": 1}, "assistant_early_exit: expected none"),
+        ({"past_key_values": DynamicCache()}, "past_key_values: expected an AHNCache"),
+    ],
+)
+@torch.no_grad()
+def test_what_cannot_be_done_is_refused_by_name(option, named):
+    with pytest.raises(ValueError, match=named):
+        shared_model().generate(random_ids(30), **option, **GREEDY)
+
+
+@torch.no_grad()
+def test_an_assistant_model_is_refused_by_name():
+    with pytest.raises(ValueError, match="assistant"):
+        shared_model().generate(random_ids(30), assistant_model=shared_base(), **GREEDY)
+
+
+@torch.no_grad()
+def test_a_model_with_a_memory_is_no_assistant():
+    with pytest.raises(ValueError, match="is_assistant: expected none"):
+        shared_base().generate(random_ids(30), assistant_model=new_model(), **GREEDY)
+
+
+@torch.no_grad()
+def test_refusals_end_with_the_memory():
+    """Switched off, the model is its base, and what the base can do works again."""
+    model, ids = shared_model(), random_ids(30)
+    with ahn.disabled(model):
+        out = model.generate(ids, prompt_lookup_num_tokens=3, **GREEDY)
+        assert torch.equal(out, shared_base().generate(ids, **GREEDY))
+        with pytest.raises(TypeError, match="got an AHNCache"):
+            model.generate(ids, past_key_values=ahn.AHNCache(model.config), **GREEDY)
+
+
+@torch.no_grad()
+def test_memory_off_generates_from_the_window_alone():
+    model, ids = shared_model(dtype=torch.float64), random_ids(80)
+    with ahn.memory_off(model):
+        assert torch.equal(model.generate(ids, **GREEDY), greedy_loop(model, ids))
+        out = model.generate(ids, return_dict_in_generate=True, **GREEDY)
+        assert out.past_key_values.memory_layers[0].recurrent_state is None
+
+
+@torch.no_grad()
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="expected at least one token, got an empty prompt"):
+        shared_model().generate(random_ids(0), **GREEDY)

@@ -1,0 +1,173 @@
+"""Tiny random models, and the case lists that every law runs over.
+
+A new cell inherits every law by its line in `CELLS`, a new family by its line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import ahn
+
+CELLS = ["GatedDeltaNet", "DeltaNet", "Mamba2"]
+FAMILIES = {  # name of the model class and what its config needs beside COMMON
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 24},
+    "Llama": {},
+    "Mistral": {"sliding_window": None},
+}
+MATRIX = [(family, cell) for family in FAMILIES for cell in CELLS]
+# For laws that depend on family and cell apart: each of either once, not every pair.
+PAIRS = [(family, CELLS[i % len(CELLS)]) for i, family in enumerate(FAMILIES)] + [
+    (list(FAMILIES)[i % len(FAMILIES)], CELLS[i]) for i in range(len(FAMILIES), len(CELLS))
+]
+TRIOS = PAIRS[: len(CELLS)]  # each cell once
+COMMON = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+WINDOW = 16
+MEMORY_PARTS = (".ahn.", ".ahn_router.")
+
+over_matrix = pytest.mark.parametrize(("family", "cell"), MATRIX)
+over_pairs = pytest.mark.parametrize(("family", "cell"), PAIRS)
+over_trios = pytest.mark.parametrize(("family", "cell"), TRIOS)
+over_cells = pytest.mark.parametrize("cell", CELLS)
+
+
+def base_model(family: str = "Qwen2", dtype=torch.float32, seed: int = 0, **overrides):
+    """A new base model whose attention matters: with std 0.02 it would be all but uniform."""
+    torch.manual_seed(seed)
+    config_class = getattr(transformers, f"{family}Config")
+    config = config_class(**{**COMMON, **FAMILIES.get(family, {}), **overrides})
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:  # norms and biases, so that leaving one out shows
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            elif "proj" in name:
+                parameter.mul_(6)
+    return model.eval().to(dtype)
+
+
+def new_model(
+    family: str = "Qwen2",
+    cell: str = "GatedDeltaNet",
+    *,
+    window: int = WINDOW,
+    num_sinks: int = 4,
+    dtype=torch.float32,
+    overrides: tuple[tuple[str, object], ...] = (),
+    **settings,
+):
+    """A new model with a memory that acts, for tests that change it."""
+    model = base_model(family, dtype, **dict(overrides))
+    config = ahn.AHNConfig(memory=cell, window=window, num_sinks=num_sinks, **settings)
+    return wake(ahn.attach(model, config))
+
+
+@cache
+def shared_base(family: str = "Qwen2", dtype=torch.float32):
+    """The base of `shared_model`; not to be changed."""
+    return base_model(family, dtype)
+
+
+@cache
+def shared_model(family: str = "Qwen2", cell: str = "GatedDeltaNet", **options):
+    """As `new_model`, made once; not to be changed."""
+    return new_model(family, cell, **options)
+
+
+@torch.no_grad()
+def wake(model, seed: int = 1):
+    """Random memory weights: what trained cells may hold, nothing at a value that hides a fault.
+
+    The decay `A_log` goes from head to head from some hundred tokens to some few.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in memory_parameters(model).items():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        if name.endswith("A_log"):
+            parameter.copy_(torch.linspace(-4, 1, len(parameter)) + 0.3 * noise)
+        elif parameter.ndim == 1:
+            parameter.add_(0.3 * noise)
+        else:
+            parameter.copy_((0.3 if parameter.ndim == 3 else 0.12) * noise)
+    return model
+
+
+def memory_parameters(model) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if any(part in n for part in MEMORY_PARTS)}
+
+
+def random_ids(length: int, batch: int = 1, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, COMMON["vocab_size"], (batch, length), generator=generator)
+
+
+def left_padded(lengths: tuple[int, ...], seed: int = 10) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Rows `[1, n]` of these lengths, and the batch of them: ids and mask `[B, longest]`."""
+    longest = max(lengths)
+    rows = [random_ids(n, seed=seed + i) for i, n in enumerate(lengths)]
+    ids = torch.cat([torch.nn.functional.pad(row, (longest - row.shape[1], 0)) for row in rows])
+    mask = torch.stack([(torch.arange(longest) >= longest - n).long() for n in lengths])
+    return rows, ids, mask
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """`position_ids` of a left-padded batch, as `generate` makes them."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def read(model, ids: Tensor, chunks, cache=None, mask: Tensor | None = None) -> Tensor:
+    """Logits `[B, T, vocabulary]` of all tokens, read in chunks of these lengths with a cache."""
+    cache = ahn.AHNCache(model.config) if cache is None else cache
+    outputs, first = [], 0
+    for length in chunks:
+        last = first + length
+        options = {}
+        if mask is not None:
+            options["attention_mask"] = mask[:, :last]
+            options["position_ids"] = positions_of(mask)[:, first:last]
+        output = model(ids[:, first:last], past_key_values=cache, use_cache=True, **options)
+        outputs.append(output.logits)
+        first = last
+    assert first == ids.shape[1], f"chunks cover {first} of {ids.shape[1]} tokens"
+    return torch.cat(outputs, 1)
+
+
+def one_shot(model, ids: Tensor, **options) -> Tensor:
+    """Logits of all tokens in one forward without a cache."""
+    return model(ids, use_cache=False, **options).logits
+
+
+def pieces(length: int, size: int) -> list[int]:
+    """`length` as a list of chunks of `size`, the last one shorter."""
+    return [min(size, length - first) for first in range(0, length, size)]
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:
+    """Largest difference within `tolerance` of the largest value (or of 1)."""
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    difference = (actual - expected).abs().max().item()
+    allowed = tolerance * max(1.0, expected.abs().max().item())
+    assert difference <= allowed, f"{what}: {difference:.2e} > {allowed:.2e}"
+
+
+def duplicate(model):
+    """A copy that a test may change."""
+    return copy.deepcopy(model)

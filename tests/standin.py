@@ -1,0 +1,68 @@
+"""A stand-in for the embedded model: tiny and random, with a byte-level tokenizer of its own."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+import ahn
+from ahn.embedded.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
+from models import base_model, wake
+
+VOCABULARY, CONTEXT, WINDOW, SINKS = 300, 192, 16, 4
+BUDGET = WINDOW + SINKS
+PARAGRAPH = "def first(values):\n    return [value for value in values if value][:1]\n"
+TEXTS = {  # held-out documents of the stand-in, each beyond its context
+    "alpha": PARAGRAPH * 12,
+    "beta": "Grüße aus Zürich, 漢字 und 🦉.\n" * 30,
+}
+TRAINING = [("other.py", "class Other:\n    pass\n" * 400), ("more.py", "x = [1, 2, 3]\n" * 600)]
+
+
+@cache
+def backend() -> Tokenizer:
+    return train_tokenizer([PARAGRAPH * 20, "Grüße, 漢字 🦉"], VOCABULARY)
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend(), bos_token=END_OF_TEXT, eos_token=END_OF_TEXT
+    )
+
+
+def base():
+    """The plain base model, with the same weights every time."""
+    return base_model(
+        "Qwen3",
+        vocab_size=VOCABULARY,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+
+
+def load(memory=None, *, window=None, num_sinks=None):
+    """As `ahn.embedded.load`."""
+    model = base()
+    if memory is not None:
+        config = ahn.AHNConfig(memory=memory, window=window or WINDOW, num_sinks=num_sinks or SINKS)
+        wake(ahn.attach(model, config))
+    return model, tokenizer()
+
+
+def save_base(folder) -> None:
+    """A folder that transformers reads: model and tokenizer."""
+    base().save_pretrained(folder)
+    save_tokenizer(backend(), folder, CONTEXT)
+
+
+def use(monkeypatch) -> None:
+    """Put the stand-in and its texts in the place of the embedded model and the library."""
+    monkeypatch.setattr("ahn.embedded.load", load)
+    monkeypatch.setattr("ahn.embedded.corpus.held_out_documents", lambda: list(TEXTS.items()))
+    monkeypatch.setattr("ahn.embedded.corpus.training_documents", lambda: list(TRAINING))
+    monkeypatch.setattr("ahn.demo.run.TRAINING_LENGTH", 64)
