@@ -68,7 +68,7 @@ def _quiet(
 @app.command()
 def demo(
     text: options.Text = None,
-    tokens: options.Tokens = 24576,
+    tokens: options.Tokens = 16384,
     steps: options.Steps = 24,
     png: options.Png = Path("ahn-demo.png"),
     seed: options.DemoSeed = 0,
