@@ -127,6 +127,23 @@ def test_steps_are_taken_back_while_nothing_is_compressed(cell):
 
 
 @torch.no_grad()
+def test_steps_of_a_padded_batch_are_not_taken_back_once_any_row_is_compressed():
+    model, (_, ids, mask) = shared_model(), left_padded((BUDGET + 1, 3))
+    _, cache = ahn.generation.prefill(model, ids, attention_mask=mask)
+    with pytest.raises(ValueError, match="cannot be taken back"):
+        cache.crop(-1)
+
+
+@torch.no_grad()
+def test_a_refused_crop_changes_no_layer():
+    model = shared_model(full_attention_layers=(0,))
+    _, cache = ahn.generation.prefill(model, random_ids(BUDGET + 1))
+    with pytest.raises(ValueError, match="cannot be taken back"):
+        cache.crop(-1)
+    assert [layer.get_seq_length() for layer in cache.layers] == [BUDGET + 1] * 2
+
+
+@torch.no_grad()
 def test_another_batch_size_is_refused():
     model = shared_model()
     cache = ahn.AHNCache(model.config)

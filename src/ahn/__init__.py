@@ -1,6 +1,6 @@
 """A bounded memory for long context, for any Hugging Face decoder."""
 
-from ahn import generation
+from ahn import embedded, generation
 from ahn.attach import attach, detach, disabled, memory_off
 from ahn.cache import AHNCache
 from ahn.checkpoint import from_pretrained, save_pretrained
@@ -14,6 +14,7 @@ __all__ = [
     "attach",
     "detach",
     "disabled",
+    "embedded",
     "from_pretrained",
     "generation",
     "memory_off",

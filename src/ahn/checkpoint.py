@@ -19,6 +19,8 @@ from ahn.files import written_whole
 
 CONFIG_FILE = "ahn_config.json"
 WEIGHTS_FILE = "ahn_model.safetensors"
+EMBEDDED = "embedded"  # the word for the model that ships with the package
+EMBEDDED_FOLDER = Path(__file__).parent / EMBEDDED
 PARTS = (".ahn.", ".ahn_router.")  # what tells a memory's key from the base's
 
 
@@ -49,8 +51,9 @@ def from_pretrained(
     """A base model with a memory attached, in evaluation mode.
 
     Args:
-        base: hub id or folder of a causal language model.
-        memory: folder that `save_pretrained` wrote; None gives the plain base model.
+        base: hub id or folder of a causal language model, or `embedded`.
+        memory: folder that `save_pretrained` wrote, or with the embedded base the cell of a
+            shipped memory; None gives the plain base model.
         window, num_sinks: win over the memory's own settings.
         kernels: see `attach`.
         hf_kwargs: passed to `AutoModelForCausalLM.from_pretrained`.
@@ -58,6 +61,10 @@ def from_pretrained(
     Raises:
         ValueError: a file or key is missing, unknown or of another shape; the message names it.
     """
+    if base == EMBEDDED:
+        base = EMBEDDED_FOLDER / "base"
+        shipped = None if memory is None else EMBEDDED_FOLDER / "memories" / memory
+        memory = shipped if shipped is not None and shipped.is_dir() else memory
     if memory is None:
         for name, value in (("window", window), ("num_sinks", num_sinks)):
             if value is not None:
