@@ -174,7 +174,8 @@ def _memory_query(module: Any, query: Tensor, count: int, call: LayerCall) -> Te
     if call.memory is None or call.memory.q_proj is None or call.rope is None:
         return query[:, :, first:].transpose(1, 2)
     raw = module.q_proj(call.hidden[:, first:]).unflatten(-1, (query.shape[1], -1))
-    own = call.memory.q_proj(raw).transpose(1, 2)
+    own = call.memory.q_proj(raw.to(call.memory.q_proj.weight.dtype))
+    own = own.to(query.dtype).transpose(1, 2)
     cos, sin = (x[:, first:] for x in call.rope)
     rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
     return rotate(own, own, cos, sin)[0].transpose(1, 2)

@@ -29,6 +29,7 @@ class AHNCache(Cache):
                 f"AHNCache: expected the config of an attached model, got {type(config).__name__}"
             )
         ahn = AHNConfig.from_dict(settings)
+        self.settings = ahn.to_dict() | {"num_hidden_layers": text_config.num_hidden_layers}
         super().__init__(
             layers=[
                 DynamicLayer() if index in ahn.full_attention_layers else AHNCacheLayer(ahn)
@@ -47,6 +48,12 @@ class AHNCache(Cache):
         growing = [x for x in self.layers if isinstance(x, DynamicLayer)]
         exact = [x for layer in growing for x in (layer.keys, layer.values) if x is not None]
         return sum(x.nbytes for x in exact) + sum(layer.nbytes for layer in self.memory_layers)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens of all layers, or of none: see `AHNCacheLayer.crop`."""
+        for layer in self.memory_layers:
+            layer.check_crop(tokens_to_remove)
+        super().crop(tokens_to_remove)
 
     def fork(self) -> AHNCache:
         """An independent copy: reading on with it leaves this one untouched."""

@@ -198,13 +198,17 @@ class AHNCacheLayer(CacheLayerMixin):
 
         Raises ValueError once a token has been evicted: what is compressed cannot be undone.
         """
-        count = abs(tokens_to_remove)
-        if count and self.seen - self.max_padding > self.num_sinks + self.window:
+        self.check_crop(tokens_to_remove)
+        self.seen = max(0, self.seen - abs(tokens_to_remove))
+
+    def check_crop(self, tokens_to_remove: int) -> None:
+        """Raise ValueError where `crop` would."""
+        shortest = 0 if self.padding is None else int(self.padding.min())
+        if tokens_to_remove and self.seen - shortest > self.num_sinks + self.window:
             raise ValueError(
                 f"crop: expected at most {self.num_sinks + self.window} tokens, got {self.seen}: "
                 "tokens compressed into the memory cannot be taken back"
             )
-        self.seen = max(0, self.seen - count)
 
     @property
     def nbytes(self) -> int:

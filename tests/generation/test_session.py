@@ -129,8 +129,8 @@ def _metadata(path):
 
 
 DAMAGE = {
-    "no counters": lambda tensors, metadata: metadata.pop("layers"),
-    "counters cut": lambda tensors, metadata: metadata.update(layers=metadata["layers"][:-9]),
+    "no counters": lambda tensors, metadata: metadata.pop("header"),
+    "counters cut": lambda tensors, metadata: metadata.update(header=metadata["header"][:-9]),
     "a tensor missing": lambda tensors, metadata: tensors.pop("1.values"),
     "the state missing": lambda tensors, metadata: tensors.pop("0.recurrent_state"),
     "a tensor too many": lambda tensors, metadata: tensors.update({"7.keys": torch.zeros(1)}),

@@ -64,6 +64,17 @@ class AHNModelMixin:
         super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
         take_over_attention(self.config)
 
+    def generate(self, *args: Any, assistant_model: Any = None, **kwargs: Any) -> Any:
+        """As the family's; assisted decoding is refused while the memory is on."""
+        if assistant_model is not None and of_model(self).mode != FULL:
+            raise ValueError(
+                "assistant_model: expected none, tokens compressed into the memory cannot be "
+                "taken back"
+            )
+        return super().generate(  # type: ignore[misc]
+            *args, assistant_model=assistant_model, **kwargs
+        )
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:

@@ -116,6 +116,8 @@ class DecoderHook:
             segments = _segments(kwargs.get("position_ids"), batch)
         if cache is None and segments is None and _wants_cache(decoder, kwargs):
             cache = kwargs["past_key_values"] = AHNCache(decoder.config)
+        if segments is not None:
+            kwargs["use_cache"] = False  # else the decoder makes a cache that grows
         seen = 0 if cache is None else _claim(cache, step)
         self._warn_beyond(decoder, seen + length)
         padding, largest = _padding(mask, cache, seen, length)

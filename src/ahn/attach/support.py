@@ -10,6 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ahn.config import AHNConfig
 
+# Attributes that tell attention which transformers' interface does not fully describe.
+_OWN_SCORES = {"lambda_q1": "a difference of two", "prepare_dynamic_mask": "a dynamic mask"}
+
 
 class UnsupportedModel(ValueError):
     """The model cannot work with a memory; the message says why."""
@@ -67,6 +70,9 @@ def _structure_reason(model: PreTrainedModel) -> str | None:
             return f"layers with self_attn and o_proj, got {type(layer).__name__}"
         if getattr(attention, "sinks", None) is not None:
             return f"softmax attention without sink logits, got {type(attention).__name__}.sinks"
+        for name, kind in _OWN_SCORES.items():
+            if hasattr(attention, name):
+                return f"plain softmax attention, got {kind} ({type(attention).__name__})"
         for module in (layer, attention):
             if not _takes_keywords(module):
                 return f"{type(module).__name__}.forward to pass keyword arguments on"
@@ -74,8 +80,11 @@ def _structure_reason(model: PreTrainedModel) -> str | None:
 
 
 def _takes_keywords(module: nn.Module) -> bool:
-    parameters = inspect.signature(type(module).forward).parameters.values()
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    """Whether `forward` takes further keywords and its code passes them on."""
+    forward = type(module).forward
+    parameters = inspect.signature(forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+    return bool(names) and inspect.getsource(inspect.unwrap(forward)).count(f"**{names[0]}") > 1
 
 
 def _option_reason(model: PreTrainedModel, config: AHNConfig) -> str | None:

@@ -98,6 +98,8 @@ def _left_padding(
         raise ValueError(f"attention_mask: expected ids of shape {list(mask.shape)}, got {got}")
     if layer.seen:
         raise ValueError(f"attention_mask: expected a new cache, got one of {layer.seen} tokens")
+    if not mask[:, -1].all():
+        raise ValueError("attention_mask: expected left padding, got a row that ends in padding")
     return left_padding(mask.bool(), None, 0)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ahn.cache import AHNCache
@@ -15,68 +16,92 @@ from ahn.cache_layer import BATCHED, AHNCacheLayer
 from ahn.files import written_whole
 
 FORMAT = "ahn-session-1"
+COUNTERS = ("seen", "max_padding", "mode")
 
 
 def save_session(cache: AHNCache, path: str | os.PathLike[str]) -> None:
     """Write a cache as one safetensors file."""
-    tensors = {}
-    layers: list[dict[str, Any]] = []
+    tensors, counters = {}, []
     for index, layer in enumerate(cache.layers):
-        names = BATCHED if isinstance(layer, AHNCacheLayer) else ("keys", "values")
-        for name in names:
-            if (tensor := getattr(layer, name)) is not None:
-                tensors[f"{index}.{name}"] = tensor.contiguous()
-        layers.append(_counters(layer))
-    metadata = {"format": FORMAT, "layers": json.dumps(layers)}
+        for name, tensor in _tensors(layer).items():
+            tensors[f"{index}.{name}"] = tensor.contiguous().clone()  # layers share their padding
+        counters.append({name: getattr(layer, name, None) for name in COUNTERS})
+    header = {
+        "ahn_config": cache.settings,
+        "counters": counters,
+        "tensors": {name: _kind(tensor) for name, tensor in tensors.items()},
+    }
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
 
 
 def load_session(path: str | os.PathLike[str], model: PreTrainedModel) -> AHNCache:
     """A cache as `save_session` left it, on the devices of the model's layers.
 
-    Raises ValueError where the file is not a session, or not one of this model's settings.
+    Raises ValueError where the file is not a whole session, or not one of such a model.
     """
     cache = AHNCache(model.config)
-    decoder_layers = model.get_decoder().layers
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path}: expected a session ({FORMAT}), got another file")
-            counters = json.loads(metadata["layers"])
-            expected = [_settings(layer) for layer in cache.layers]
-            got = [entry["settings"] for entry in counters]
-            if got != expected:
-                raise ValueError(f"{path}: expected a session of layers {expected}, got {got}")
-            for key in file.keys():  # noqa: SIM118
-                index, name = key.split(".")
-                device = decoder_layers[int(index)].self_attn.o_proj.weight.device
-                setattr(cache.layers[int(index)], name, file.get_tensor(key).to(device))
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors file, got {error}") from error
-    for layer, entry in zip(cache.layers, counters):
-        _restore(layer, entry)
+        tensors, metadata = _read(path)
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"expected {FORMAT}, got {metadata.get('format')}")
+        header = json.loads(metadata["header"])
+        _check(header, tensors, cache, model)
+        for layer, values in zip(cache.layers, header["counters"], strict=True):
+            _restore_counters(layer, values)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: expected a session: expected a whole one of this model, "
+                         f"got: {error}") from error  # fmt: skip
+    for key, tensor in tensors.items():
+        index, name = key.split(".")
+        target: Any = cache.layers[int(index)]
+        place = model.get_decoder().layers[int(index)].self_attn.o_proj.weight.device
+        setattr(target, name, tensor.to(place))
+        if name == "keys":
+            target.dtype, target.device = tensor.dtype, place
+            target.is_initialized = True
     return cache
 
 
-def _settings(layer: Any) -> list[int] | None:
-    """Window and sinks of a layer with a memory, None of one with full attention."""
-    return [layer.window, layer.num_sinks] if isinstance(layer, AHNCacheLayer) else None
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 
 
-def _counters(layer: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {"settings": _settings(layer)}
+def _check(
+    header: dict[str, Any], tensors: dict[str, Tensor], cache: AHNCache, model: PreTrainedModel
+) -> None:
+    """Raise ValueError where settings, names, shapes or dtypes are not what they should be."""
+    if header["ahn_config"] != cache.settings:
+        raise ValueError(f"settings {header['ahn_config']} instead of {cache.settings}")
+    got = {name: _kind(tensor) for name, tensor in tensors.items()}
+    if got != header["tensors"]:
+        raise ValueError(f"tensors {got} instead of {header['tensors']}")
+    config: Any = model.config.get_text_config(decoder=True)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for name, tensor in tensors.items():
+        if name.endswith((".keys", ".values")):
+            heads = (config.num_key_value_heads, head_dim)
+            if (tensor.shape[1], tensor.shape[3]) != heads or tensor.dtype != model.dtype:
+                raise ValueError(f"{name} of {_kind(tensor)} instead of {heads}, {model.dtype}")
+        elif name.endswith(".recurrent_state") and tensor.shape[1] != config.num_attention_heads:
+            raise ValueError(f"{tensor.shape[1]} heads instead of {config.num_attention_heads}")
+
+
+def _restore_counters(layer: Any, values: dict[str, Any]) -> None:
     if isinstance(layer, AHNCacheLayer):
-        values |= {"seen": layer.seen, "max_padding": layer.max_padding, "mode": layer.mode}
-    return values
+        for name in COUNTERS:
+            setattr(layer, name, values[name])
 
 
-def _restore(layer: Any, entry: dict[str, Any]) -> None:
-    if layer.keys is None:
-        return
-    layer.dtype, layer.device = layer.keys.dtype, layer.keys.device
-    layer.is_initialized = True
-    if isinstance(layer, AHNCacheLayer):
-        layer.seen, layer.max_padding = entry["seen"], entry["max_padding"]
-        layer.mode = entry["mode"]
+def _tensors(layer: Any) -> dict[str, Tensor]:
+    names = BATCHED if isinstance(layer, AHNCacheLayer) else ("keys", "values")
+    found = {name: getattr(layer, name) for name in names}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _kind(tensor: Tensor) -> list[Any]:
+    return [str(tensor.dtype), list(tensor.shape)]
