@@ -151,6 +151,7 @@ def main() -> None:
     arguments = parser.parse_args()
     corpus = read_corpus(arguments.corpus) if arguments.corpus else build_corpus()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")
     for cell in arguments.cells:
         settings = Settings(
             cell=cell,

@@ -17,9 +17,9 @@ def split_chunks(x: Tensor, chunk_size: int = CHUNK_SIZE) -> Tensor:
     return x.unflatten(2, (-1, chunk_size))
 
 
-def join_chunks(chunks: list[Tensor], length: int) -> Tensor:
-    """Undo `split_chunks`: N pieces `[B, H, C, V] -> [B, length, H, V]`."""
-    return torch.cat(chunks, dim=2)[:, :, :length].transpose(1, 2)
+def join_chunks(x: Tensor, length: int) -> Tensor:
+    """Undo `split_chunks`: `[B, H, N, C, V] -> [B, length, H, V]`."""
+    return x.flatten(2, 3)[:, :, :length].transpose(1, 2)
 
 
 def decay_between(log_decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,8 +46,12 @@ def scan_chunks(
     erase: Tensor | None,
     log_decay: Tensor,
     state: Tensor,
-) -> tuple[list[Tensor], Tensor]:
-    """Carry the state over the chunks, reading within each chunk in parallel.
+) -> tuple[Tensor, Tensor]:
+    """Carry the state over the chunks; all but the carrying itself is parallel.
+
+    A chunk that starts from state S writes u = write - erase S, reads query S + scores u, and
+    ends with decay S + key^T u. Both are affine in S, so their coefficients are made for all
+    chunks at once and one product per chunk remains.
 
     Args:
         query, key: `[B, H, N, C, K]`.
@@ -57,22 +61,40 @@ def scan_chunks(
         state: `[B, H, K, V]`.
 
     Returns:
-        N outputs `[B, H, C, V]`, and the final state.
+        out `[B, H, N, C, V]`, and the final state.
     """
     total, between = decay_between(log_decay)
     scores = (query @ key.transpose(-1, -2)) * between
-    query = query * total.exp()[..., None]
+    reads = query * total.exp()[..., None]
     kept_to_end = (total[..., -1:] - total).exp()
     key_to_end = (key * kept_to_end[..., None]).transpose(-1, -2)
-    state_decay = total[..., -1].exp()[..., None, None]
-    outputs = []
+    decay = total[..., -1].exp()[..., None, None]
+    added = key_to_end @ write
+    if erase is None:
+        starts, state = _carry_scaled(decay, added, state)
+    else:
+        reads = reads - scores @ erase
+        eye = torch.eye(key.shape[-1], dtype=key.dtype, device=key.device)
+        starts, state = _carry(decay * eye - key_to_end @ erase, added, state)
+    return reads @ starts + scores @ write, state
+
+
+def _carry(transition: Tensor, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """S <- transition S + added: the first state of each chunk `[B, H, N, K, V]`, the last one."""
+    batch, heads = state.shape[:2]
+    starts = [state.flatten(0, 1)]
     # unbind, not indexing: the gradient of an index is a zero tensor of the whole length.
-    parts = [x.unbind(2) for x in (query, scores, write, key_to_end, state_decay)]
-    erased = [None] * len(parts[0]) if erase is None else erase.unbind(2)
-    for *chunk, taken_off in zip(*parts, erased):
-        q, score, written, to_end, decay = chunk
-        if taken_off is not None:
-            written = written - taken_off @ state
-        outputs.append(q @ state + score @ written)
-        state = state * decay + to_end @ written
-    return outputs, state
+    parts = (x.flatten(0, 1).unbind(1) for x in (added, transition))
+    for new, kept in zip(*parts):
+        starts.append(torch.baddbmm(new, kept, starts[-1]))
+    *starts, last = starts
+    return torch.stack(starts, 1).unflatten(0, (batch, heads)), last.view_as(state)
+
+
+def _carry_scaled(decay: Tensor, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`_carry` where the transition is a number for each head, `[B, H, N, 1, 1]`."""
+    starts = [state]
+    for new, kept in zip(added.unbind(2), decay.unbind(2)):
+        starts.append(torch.addcmul(new, kept, starts[-1]))
+    *starts, last = starts
+    return torch.stack(starts, 2), last

@@ -70,6 +70,7 @@ def distill(
     *,
     total_steps: int,
     learning_rate: float = 1e-3,
+    vector_rate: float = 10.0,
     warmup: float = 0.1,
     weight_decay: float = 0.1,
     on_step: Callable[[int, float], None] | None = None,
@@ -82,6 +83,9 @@ def distill(
 
     Args:
         batches: at least `total_steps` of them; rows longer than the budget.
+        vector_rate: learning rate of vectors (decays, steps, biases, norms) over that of matrices.
+            A fresh cell forgets within a few tokens; remembering thousands takes decays that are
+            orders of magnitude slower, a long way at a matrix's learning rate.
         on_step: called with the step's number, from 1, and its loss.
 
     Returns:
@@ -91,7 +95,8 @@ def distill(
         ValueError: too few batches.
     """
     parameters = memory_parameters(model)
-    optimizer = torch.optim.AdamW(_groups(parameters, weight_decay), lr=learning_rate)
+    groups = _groups(parameters, learning_rate, vector_rate, weight_decay)
+    optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, total_steps, warmup)
     )
@@ -146,13 +151,18 @@ def only_trainable(model: nn.Module, chosen: Iterable[nn.Parameter]) -> Iterator
             parameter.requires_grad_(required)
 
 
-def _groups(parameters: dict[str, nn.Parameter], weight_decay: float) -> list[dict]:
-    """Decay for matrices; none for norms, biases, A_log and the router's scalars."""
+def _groups(
+    parameters: dict[str, nn.Parameter],
+    learning_rate: float,
+    vector_rate: float,
+    weight_decay: float,
+) -> list[dict]:
+    """Decay for matrices; none, and another rate, for norms, biases, A_log and the router."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
     return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": vectors, "lr": learning_rate * vector_rate, "weight_decay": 0.0},
     ]
 
 

@@ -56,5 +56,5 @@ def chunk_delta_rule(
     targets = torch.cat([value * strength, key * (strength * total.exp()[..., None])], dim=-1)
     solved = torch.linalg.solve_triangular(earlier, targets, upper=False, unitriangular=True)
     write, erase = solved.split([value.shape[-1], key.shape[-1]], dim=-1)
-    outputs, state = scan_chunks(query, key, write, erase, log_decay, state)
-    return join_chunks(outputs, length), state
+    out, state = scan_chunks(query, key, write, erase, log_decay, state)
+    return join_chunks(out, length), state

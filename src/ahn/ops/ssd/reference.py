@@ -39,5 +39,5 @@ def chunk_ssd(
     length = query.shape[1]
     log_decay = log_decay.to(state.dtype)
     query, key, value, log_decay = map(split_chunks, (query, key, value, log_decay))
-    outputs, state = scan_chunks(query, key, value, None, log_decay, state)
-    return join_chunks(outputs, length), state
+    out, state = scan_chunks(query, key, value, None, log_decay, state)
+    return join_chunks(out, length), state
