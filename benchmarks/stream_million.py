@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ class Sample:
     tokens: int
     cache_bytes: int
     resident_mib: float
+    peak_resident_mib: float  # of the process so far
     tokens_per_second: float
 
 
@@ -55,8 +57,15 @@ def measure(memory: str, total: int, chunk: int) -> list[Sample]:
         ahn.generation.prefill(model, block, cache, chunk=chunk)
         seconds = time.perf_counter() - start
         resident = process.memory_info().rss / 2**20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         samples.append(
-            Sample(cache.get_seq_length(), cache.nbytes, round(resident, 1), BLOCK / seconds)
+            Sample(
+                cache.get_seq_length(),
+                cache.nbytes,
+                round(resident, 1),
+                round(peak, 1),
+                round(BLOCK / seconds, 1),
+            )
         )
         if len(samples) in (1, 10) or len(samples) % 20 == 0:
             print(samples[-1], flush=True)
@@ -78,14 +87,14 @@ def main() -> None:
     samples = measure(arguments.memory, arguments.tokens, arguments.chunk)
     part = max(1, len(samples) // 10)
     first, last = median_speed(samples[:part]), median_speed(samples[-part:])
-    settled = [sample.resident_mib for sample in samples]
     marks = [s for s in samples if s.tokens in (10_000, 100_000, arguments.tokens)]
     result = {
         "memory": arguments.memory,
         "chunk": arguments.chunk,
         "marks": [asdict(sample) for sample in marks],
         "cache_bytes_equal": len({sample.cache_bytes for sample in marks}) == 1,
-        "resident_growth": max(settled) / settled[0] - 1,
+        "resident_growth": max(s.resident_mib for s in samples) / samples[0].resident_mib - 1,
+        "peak_growth": samples[-1].peak_resident_mib / samples[0].peak_resident_mib - 1,
         "tokens_per_second_first_tenth": first,
         "tokens_per_second_last_tenth": last,
         "speed_last_over_first": last / first,

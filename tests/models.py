@@ -61,7 +61,24 @@ def base_model(family: str = "Qwen2", dtype=torch.float32, seed: int = 0, **over
                 parameter.add_(0.2 * torch.randn_like(parameter))
             elif "proj" in name:
                 parameter.mul_(6)
-    return model.eval().to(dtype)
+    model = model.eval().to(dtype)
+    return exact_norms(model) if dtype == torch.float64 else model
+
+
+class ExactRMSNorm(torch.nn.Module):
+    """RMSNorm in the dtype of its input."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        variance = hidden.square().mean(-1, keepdim=True)
+        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
+
+
+def exact_norms(model):
+    """Transformers' own round to float32, where a difference of 1e-17 can become one of 1e-8."""
+    for module in model.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.__class__ = ExactRMSNorm
+    return model
 
 
 def new_model(

@@ -198,3 +198,18 @@ def test_shapes_that_do_not_fit_are_refused(name):
         op(**{**good, "value": good["value"][:, :, :1]})
     with pytest.raises(ValueError, match="heads: expected a multiple of 3"):
         op(**{**good, "key": torch.zeros(2, 8, 3, KEY), "value": torch.zeros(2, 8, 3, VALUE)})
+
+
+@over_recurrences
+@pytest.mark.parametrize("length", [1, 65])
+def test_autocast_does_not_round_the_recurrence(name, length):
+    op, arguments = RECURRENCES[name][0], inputs(name, length, dtype=torch.float32)
+    expected = run_with_gradients(op, arguments)
+
+    def under_autocast(**inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return op(**inputs)
+
+    got = run_with_gradients(under_autocast, arguments)
+    for key, value in expected.items():
+        assert torch.equal(got[key], value), key

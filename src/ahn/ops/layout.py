@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def without_autocast(recurrence: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: autocast would round the state's products to half precision."""
+
+    @functools.wraps(recurrence)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)).device.type
+        if not torch.amp.is_autocast_available(device):
+            return recurrence(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return recurrence(*args, **kwargs)
+
+    return run
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

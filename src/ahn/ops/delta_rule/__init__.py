@@ -7,10 +7,12 @@ from torch import Tensor
 from ahn.ops import fla
 from ahn.ops.delta_rule.reference import chunk_delta_rule, recurrent_delta_rule
 from ahn.ops.kernels import RECURRENT_LENGTH, use_fla
+from ahn.ops.layout import without_autocast
 
 __all__ = ["chunk_delta_rule", "delta_rule", "recurrent_delta_rule"]
 
 
+@without_autocast
 def delta_rule(
     query: Tensor,
     key: Tensor,

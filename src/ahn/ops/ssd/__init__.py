@@ -6,11 +6,13 @@ from torch import Tensor
 
 from ahn.ops import fla
 from ahn.ops.kernels import RECURRENT_LENGTH, use_fla
+from ahn.ops.layout import without_autocast
 from ahn.ops.ssd.reference import chunk_ssd, recurrent_ssd
 
 __all__ = ["chunk_ssd", "recurrent_ssd", "ssd"]
 
 
+@without_autocast
 def ssd(
     query: Tensor,
     key: Tensor,
