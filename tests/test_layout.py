@@ -16,7 +16,7 @@ from ahn.attach import FAMILIES
 PACKAGE = Path(ahn.__file__).parent
 LAYERS = [  # a part imports itself and the parts of earlier lines
     {"files", "config", "text"},
-    {"plots", "cost"},
+    {"plots", "cost", "checksum"},
     {"ops"},
     {"memory"},
     {"cache_layer"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 
@@ -49,6 +49,11 @@ class AHNConfig:
     def budget(self) -> int:
         """Tokens seen exactly: up to this length the model equals its base."""
         return self.window + self.num_sinks
+
+    def with_limits(self, window: int | None = None, num_sinks: int | None = None) -> AHNConfig:
+        """The same settings with another window or number of sinks; None keeps the own one."""
+        given = {"window": window, "num_sinks": num_sinks}
+        return replace(self, **{k: v for k, v in given.items() if v is not None})  # type: ignore
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back."""

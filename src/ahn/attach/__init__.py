@@ -13,6 +13,7 @@ from ahn.attach.families import (
     AHNModelMixin,
     attached_classes,
     attached_config,
+    family_classes,
     register_family,
     take_over_attention,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "attached_config",
     "detach",
     "disabled",
+    "family_classes",
     "memory_off",
     "of_model",
     "register_family",

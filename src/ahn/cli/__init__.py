@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ahn.cli import options
+from ahn.cli import checkpoints, options
 from ahn.cli.errors import INTERRUPTED, OneLineErrors
 
 # Spellings of the original code, read at the command line and nowhere else.
@@ -127,6 +127,10 @@ def generate(
         if seed is not None:
             torch.manual_seed(seed)
         answer(loaded, texts, answering)
+
+
+for _command in checkpoints.COMMANDS:
+    app.command()(_command)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from transformers import (
 )
 
 from ahn import embedded, generation
-from ahn.attach import attach, memory_off
+from ahn.attach import attach, disabled, memory_off, of_model
 from ahn.attach.families import AHNModelMixin
-from ahn.checkpoint import from_pretrained
+from ahn.calls import FULL
+from ahn.checkpoint import from_pretrained, has_memory
 from ahn.config import AHNConfig
 from ahn.text import encode_pieces
 
@@ -74,14 +75,17 @@ def load(choice: ModelChoice) -> Loaded:
     Raises ValueError where there is no such model or memory, or settings do not go together.
     """
     device, limits = _device(choice.device), (choice.window, choice.num_sinks)
-    without = choice.memory_name is None
-    if without and choice.window is None and choice.num_sinks is not None:
-        raise ValueError("--num-sinks: expected --window or --memory to go with it, got neither")
-    from_base = (None, None) if without else limits
     load_one = _load_embedded if choice.model == embedded.NAME else _load_other
-    model, tokenizer = load_one(choice, *from_base)
+    if choice.memory_name is not None:
+        model, tokenizer = load_one(choice, *limits)
+        return Loaded(model.to(device).eval(), tokenizer, nullcontext())  # type: ignore[arg-type]
+    if choice.model != embedded.NAME and _is_merged(choice):
+        return _load_merged(choice, device)
+    if choice.window is None and choice.num_sinks is not None:
+        raise ValueError("--num-sinks: expected --window or --memory to go with it, got neither")
+    model, tokenizer = load_one(choice, None, None)
     model = model.to(device).eval()  # type: ignore[arg-type]
-    if not without or choice.window is None:
+    if choice.window is None:
         return Loaded(model, tokenizer, nullcontext())
     sinks = AHNConfig.num_sinks if choice.num_sinks is None else choice.num_sinks
     attach(model, AHNConfig(window=choice.window, num_sinks=sinks))
@@ -97,7 +101,7 @@ def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
     """
     ids = encode_pieces(loaded.tokenizer, texts)
     with loaded.context:
-        if not isinstance(loaded.model, AHNModelMixin):
+        if not isinstance(loaded.model, AHNModelMixin) or of_model(loaded.model).mode == FULL:
             _answer_with_full_attention(loaded, torch.cat(list(ids), 1), options)
             return
         printer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
@@ -153,27 +157,52 @@ def _load_embedded(
     return embedded.load(name, window=window, num_sinks=num_sinks)
 
 
+def _load_merged(choice: ModelChoice, device: torch.device) -> Loaded:
+    """A model that brings its memory; the word none leaves it off."""
+    model, tokenizer = _load_other(choice, choice.window, choice.num_sinks)
+    model = model.to(device).eval()  # type: ignore[arg-type]
+    if choice.memory is None:
+        return Loaded(model, tokenizer, nullcontext())
+    without = disabled if choice.window is None else memory_off
+    return Loaded(model, tokenizer, without(model))
+
+
+def _is_merged(choice: ModelChoice) -> bool:
+    """Whether the model brings a memory with it; raises ValueError where there is no such model."""
+    folder = Path(choice.model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"--model: expected a folder with config.json, got {choice.model!r}")
+    with _named(choice.model):
+        return has_memory(choice.model)
+
+
 def _load_other(
     choice: ModelChoice, window: int | None, num_sinks: int | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if choice.dtype not in DTYPES:
         raise ValueError(f"--dtype: expected one of {', '.join(DTYPES)}, got {choice.dtype!r}")
-    name, folder = choice.memory_name, Path(choice.model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"--model: expected a folder with config.json, got {choice.model!r}")
-    if name is not None and not Path(name).is_dir():
-        raise ValueError(f"--memory: expected a folder with a memory, got {name!r}")
-    try:
+    with _named(choice.model):
         tokenizer = AutoTokenizer.from_pretrained(choice.model)
         model = from_pretrained(
-            choice.model, name, window=window, num_sinks=num_sinks, dtype=choice.dtype
+            choice.model,
+            choice.memory_name,
+            window=window,
+            num_sinks=num_sinks,
+            dtype=choice.dtype,
         )
+    return model, tokenizer
+
+
+@contextmanager
+def _named(model: str) -> Iterator[None]:
+    """What transformers says where it finds no model, in one line."""
+    try:
+        yield
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"--model: expected a folder or a name on the hub, got {choice.model!r}: {reason}"
+            f"--model: expected a folder or a name on the hub, got {model!r}: {reason}"
         ) from error
-    return model, tokenizer
 
 
 def _device(name: str | None) -> torch.device:

@@ -67,8 +67,9 @@ File = Annotated[Path | None, Option(help="UTF-8 file with the prompt.")]
 Memory = Annotated[
     str | None,
     Option(
-        help="Folder of a memory; of the embedded model also GatedDeltaNet (its default), "
-        "DeltaNet or Mamba2. The word none, the default of every other model, leaves it out."
+        help="Folder or hub name of a memory; of the embedded model also GatedDeltaNet (its "
+        "default), DeltaNet or Mamba2. A merged model has its own. The word none, the default of "
+        "every other model, leaves it out."
     ),
 ]
 Window = Annotated[

@@ -34,10 +34,11 @@ class Settings:
     cell: str
     window: int = 256
     num_sinks: int = 4
-    steps: int = 1500
+    steps: int = 300
     batch_size: int = 4
     length: int = 8192
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
+    map_rate: float = 0.1
     seed: int = 0
 
 
@@ -100,6 +101,8 @@ def train_memory(
         batches,
         total_steps=settings.steps,
         learning_rate=settings.learning_rate,
+        map_rate=settings.map_rate,
+        autocast=torch.bfloat16 if device == "cuda" else None,
         on_step=_print_every(50, settings),
     )
     seconds = time.perf_counter() - started
@@ -145,6 +148,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=["GatedDeltaNet", "DeltaNet", "Mamba2"])
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--map-rate", type=float, default=defaults.map_rate)
     parser.add_argument("--window", type=int, default=defaults.window)
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--length", type=int, default=defaults.length)
@@ -160,6 +164,7 @@ def main() -> None:
             batch_size=arguments.batch_size,
             length=arguments.length,
             learning_rate=arguments.learning_rate,
+            map_rate=arguments.map_rate,
         )
         result = train_memory(arguments.base, corpus, settings, arguments.out / cell, device)
         print(cell, json.dumps(result["held_out_nats_beyond_budget"]), flush=True)

@@ -69,13 +69,14 @@ def distill(
     batches: Iterable[Tensor],
     *,
     total_steps: int,
-    learning_rate: float = 1e-3,
-    vector_rate: float = 10.0,
+    learning_rate: float = 1e-2,
+    map_rate: float = 0.03,
     warmup: float = 0.1,
     weight_decay: float = 0.1,
     on_step: Callable[[int, float], None] | None = None,
     window: int | None = None,
     num_sinks: int | None = None,
+    autocast: torch.dtype | None = None,
 ) -> list[float]:
     """Train the attached memory, and nothing else, on `[B, T]` batches of token ids.
 
@@ -83,9 +84,13 @@ def distill(
 
     Args:
         batches: at least `total_steps` of them; rows longer than the budget.
-        vector_rate: learning rate of vectors (decays, steps, biases, norms) over that of matrices.
-            A fresh cell forgets within a few tokens; remembering thousands takes decays that are
-            orders of magnitude slower, a long way at a matrix's learning rate.
+        learning_rate: of gates, decays, steps and norms.
+        map_rate: learning rate of the head-wise linear maps (`o_proj`, `q_proj`) over that of the
+            rest. Their gradients are the noisiest: at the rate of the rest, a short run ends
+            worse than it began. The rest has a long way to go: a fresh cell forgets within a few
+            tokens, and remembering thousands takes decays that are orders of magnitude slower.
+        autocast: dtype the base computes in; None is its own. The memory's recurrence stays in
+            float32.
         on_step: called with the step's number, from 1, and its loss.
 
     Returns:
@@ -95,7 +100,7 @@ def distill(
         ValueError: too few batches.
     """
     parameters = memory_parameters(model)
-    groups = _groups(parameters, learning_rate, vector_rate, weight_decay)
+    groups = _groups(parameters, learning_rate, map_rate, weight_decay)
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, total_steps, warmup)
@@ -104,7 +109,8 @@ def distill(
     with only_trainable(model, parameters.values()):
         for step, batch in zip(range(1, total_steps + 1), batches):
             ids = batch.to(model.device)
-            loss = distillation_loss(model, ids, window=window, num_sinks=num_sinks)
+            with torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
+                loss = distillation_loss(model, ids, window=window, num_sinks=num_sinks)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
@@ -154,15 +160,17 @@ def only_trainable(model: nn.Module, chosen: Iterable[nn.Parameter]) -> Iterator
 def _groups(
     parameters: dict[str, nn.Parameter],
     learning_rate: float,
-    vector_rate: float,
+    map_rate: float,
     weight_decay: float,
 ) -> list[dict]:
-    """Decay for matrices; none, and another rate, for norms, biases, A_log and the router."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
+    """Head-wise maps, gate projections, and vectors, which do not decay."""
+    found: dict[int, list[nn.Parameter]] = {1: [], 2: [], 3: []}
+    for parameter in parameters.values():
+        found[max(1, parameter.ndim)].append(parameter)
     return [
-        {"params": matrices, "lr": learning_rate, "weight_decay": weight_decay},
-        {"params": vectors, "lr": learning_rate * vector_rate, "weight_decay": 0.0},
+        {"params": found[3], "lr": learning_rate * map_rate, "weight_decay": weight_decay},
+        {"params": found[2], "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": found[1], "lr": learning_rate, "weight_decay": 0.0},
     ]
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ahn
-from ahn import checkpoint
+from ahn.checkpoint.names import CONFIG_FILE, EMBEDDED_FOLDER, WEIGHTS_FILE
+from ahn.checksum import write_tensors
 from models import CELLS
 
 
@@ -30,7 +31,7 @@ def test_save_load_save_gives_the_same_bytes_and_logits(cell, tmp_path):
     model = saved(cell, tmp_path / "a")
     again = ahn.from_pretrained("embedded", tmp_path / "a", dtype=torch.float32)
     ahn.save_pretrained(again, tmp_path / "b")
-    for name in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     ids = torch.arange(5, 85)[None]
     assert torch.equal(model(ids).logits, again(ids).logits)
@@ -63,30 +64,51 @@ def test_without_a_memory_it_is_the_plain_base():
 
 
 def test_the_embedded_base_fits_in_sixteen_megabytes():
-    files = (checkpoint.EMBEDDED_FOLDER / "base").iterdir()
+    files = (EMBEDDED_FOLDER / "base").iterdir()
     assert sum(file.stat().st_size for file in files) <= 16_000_000
 
 
 def change_weights(folder, change):
-    file = folder / checkpoint.WEIGHTS_FILE
+    file = folder / WEIGHTS_FILE
     state = load_file(file)
     change(state)
-    save_file(state, file)
+    write_tensors(file, state)
 
 
 KEY = "model.layers.0.ahn.fn.b_proj.weight"
 BROKEN = {
     "missing key": (lambda f: change_weights(f, lambda s: s.pop(KEY)), "missing"),
-    "unknown key": (lambda f: change_weights(f, lambda s: s.update(x=torch.ones(1))), "unknown"),
+    "unknown key": (
+        lambda f: change_weights(f, lambda s: s.update({KEY + "s": torch.ones(1)})),
+        "unknown",
+    ),
     "shape": (lambda f: change_weights(f, lambda s: s.update({KEY: torch.ones(3)})), KEY),
-    "no weights": (lambda f: (f / checkpoint.WEIGHTS_FILE).unlink(), "ahn_model.safetensors"),
-    "no config": (lambda f: (f / checkpoint.CONFIG_FILE).unlink(), "ahn_config.json"),
-    "broken config": (lambda f: (f / checkpoint.CONFIG_FILE).write_text("{"), "expected JSON"),
-    "other config": (lambda f: (f / checkpoint.CONFIG_FILE).write_text("{}"), "ahn_config"),
+    "no weights": (lambda f: (f / WEIGHTS_FILE).unlink(), "ahn_model.safetensors"),
+    "no config": (lambda f: (f / CONFIG_FILE).unlink(), "ahn_config.json"),
+    "broken config": (lambda f: (f / CONFIG_FILE).write_text("{"), "expected JSON"),
+    "other config": (lambda f: (f / CONFIG_FILE).write_text("{}"), "ahn_config"),
+    "no checksum": (
+        lambda f: save_file(load_file(f / WEIGHTS_FILE), f / WEIGHTS_FILE),
+        "checksum",
+    ),
+    "not finite": (
+        lambda f: change_weights(f, lambda s: s[KEY].fill_(float("nan"))),
+        f"{KEY}: expected finite",
+    ),
+    "integers": (
+        lambda f: change_weights(f, lambda s: s.update({KEY: s[KEY].int()})),
+        f"{KEY}: expected 16 to 64 bit floats, got torch.int32",
+    ),
+    "base weights too": (
+        lambda f: change_weights(f, lambda s: s.update({"lm_head.weight": torch.ones(2)})),
+        "memory alone, got .'lm_head.weight'",
+    ),
+    "no record of a base": (
+        lambda f: (f / CONFIG_FILE).write_text('{"ahn_config": {}}'),
+        "expected the key base",
+    ),
     "truncated": (
-        lambda f: (f / checkpoint.WEIGHTS_FILE).write_bytes(
-            (f / checkpoint.WEIGHTS_FILE).read_bytes()[:1000]
-        ),
+        lambda f: (f / WEIGHTS_FILE).write_bytes((f / WEIGHTS_FILE).read_bytes()[:1000]),
         "safetensors",
     ),
 }
@@ -103,7 +125,7 @@ def test_a_broken_folder_is_named(case, tmp_path):
 
 def test_an_unknown_setting_is_named(tmp_path):
     saved("DeltaNet", tmp_path)
-    file = tmp_path / checkpoint.CONFIG_FILE
+    file = tmp_path / CONFIG_FILE
     values = json.loads(file.read_text())
     values["ahn_config"]["sliding"] = 3
     file.write_text(json.dumps(values))
@@ -112,6 +134,6 @@ def test_an_unknown_setting_is_named(tmp_path):
 
 
 def test_saving_needs_a_memory(tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(checkpoint.EMBEDDED_FOLDER / "base")
+    base = AutoModelForCausalLM.from_pretrained(EMBEDDED_FOLDER / "base")
     with pytest.raises(ValueError, match="memory attached"):
         ahn.save_pretrained(base, tmp_path)

@@ -1,0 +1,139 @@
+"""What a folder holds, and how two differ; tensors are read one at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ahn.checkpoint.memory import read_settings
+from ahn.checkpoint.names import BASE_CONFIG, CONFIG_FILE, MARK, is_memory
+from ahn.checkpoint.weights import Weights, read_json
+from ahn.config import AHNConfig
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one tensor that both folders hold; the distance is the largest, None for other shapes."""
+
+    key: str
+    left: str  # shape and dtype
+    right: str
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Of two folders; `differing` has the largest distance first."""
+
+    only_left: list[str]
+    only_right: list[str]
+    differing: list[Difference]
+    equal: int  # tensors that are the same, bit for bit
+
+    def __bool__(self) -> bool:
+        return bool(self.only_left or self.only_right or self.differing)
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a folder is: a base, a memory of either layout, or both merged.
+
+    Returns:
+        `kind`, `settings` and `base` of the memory, `layers` with one, `parameters` per part
+        (`base`, and of the memory by the tensor's own name), `dtypes`, `files` and `bytes`.
+
+    Raises ValueError where the folder is not to be understood or damaged.
+    """
+    folder = _folder(path)
+    kind, settings, base = _kind(folder)
+    weights = Weights.of(folder)
+    parameters: Counter[str] = Counter()
+    dtypes, layers = set(), set()
+    for key in weights.files:
+        shape, dtype = weights.shape_and_dtype(key)
+        parameters[_part(key)] += math.prod(shape)
+        dtypes.add(dtype)
+        if is_memory(key):
+            layers.add(int(key.partition(".layers.")[2].partition(".")[0]))
+    memory = sum(count for part, count in parameters.items() if part != "base")
+    return {
+        "kind": kind,
+        "settings": None if settings is None else settings.to_dict(),
+        "base": base,
+        "layers": sorted(layers),
+        "parameters": dict(sorted(parameters.items())),
+        "memory_parameters": memory,
+        "dtypes": sorted(dtypes),
+        "files": weights.names,
+        "bytes": sum((folder / name).stat().st_size for name in weights.names),
+    }
+
+
+def diff(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> Diff:
+    """Keys that only one folder holds, and how far apart the others are.
+
+    Raises ValueError where a folder holds no weights in safetensors.
+    """
+    a, b = Weights.of(_folder(left)), Weights.of(_folder(right))
+    shared = sorted(a.files.keys() & b.files.keys())
+    found = [difference for key in shared if (difference := _difference(key, a, b))]
+    found.sort(key=lambda d: -math.inf if d.distance is None else -d.distance)
+    return Diff(
+        sorted(a.files.keys() - b.files.keys()),
+        sorted(b.files.keys() - a.files.keys()),
+        found,
+        len(shared) - len(found),
+    )
+
+
+def _difference(key: str, a: Weights, b: Weights) -> Difference | None:
+    (left_shape, left), (right_shape, right) = (x.shape_and_dtype(key) for x in (a, b))
+    names = f"{left_shape} {left}", f"{right_shape} {right}"
+    if left_shape != right_shape:
+        return Difference(key, *names, None)
+    one, other = a.read(key), b.read(key)
+    if left == right and torch.equal(one, other):
+        return None
+    distance = (one.double() - other.double()).abs().max().item() if one.numel() else 0.0
+    return Difference(key, *names, distance)
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: expected a folder, got {'a file' if folder.exists() else 'none'}"
+        )
+    return folder
+
+
+def _kind(folder: Path) -> tuple[str, AHNConfig | None, Mapping[str, Any]]:
+    """What the folder is, with the settings of its memory and what is known of its base."""
+    config = folder / BASE_CONFIG
+    values = read_json(config) if config.is_file() else {}
+    if isinstance(values.get("ahn_config"), dict):
+        return "merged", AHNConfig.from_dict(values["ahn_config"]), _known(values)
+    if MARK in values or (folder / CONFIG_FILE).is_file():
+        settings, base, layout = read_settings(folder)
+        merged = any(not is_memory(key) for key in Weights.of(folder).files)
+        kind = "merged by the original code" if merged else f"memory, {layout} layout"
+        return kind, settings, {name: value for name, value in base.items() if value is not None}
+    return "base", None, _known(values)
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    return {name: values[name] for name in names if name in values}
+
+
+def _part(key: str) -> str:
+    """`base`, or the tensor's name within its memory (`o_proj.weight`, `ahn_router.alpha`, ...)."""
+    if not is_memory(key):
+        return "base"
+    return key.partition(".ahn.fn.")[2] or "ahn_router." + key.partition(".ahn_router.")[2]

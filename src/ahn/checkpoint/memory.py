@@ -1,0 +1,187 @@
+"""A memory on disk, in our layout or the released one; written whole, read strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ahn.attach import of_model
+from ahn.checkpoint.names import (
+    BASE_CONFIG,
+    BASE_FACTS,
+    BASE_WEIGHTS,
+    CONFIG_FILE,
+    FORMATS,
+    MARK,
+    WEIGHTS_FILE,
+    from_legacy,
+    is_memory,
+    to_legacy,
+)
+from ahn.checkpoint.weights import Weights, read_json
+from ahn.checksum import has_checksum, write_tensors
+from ahn.config import AHNConfig
+from ahn.files import written_whole
+
+
+@dataclass(frozen=True)
+class StoredMemory:
+    """What a memory's folder holds.
+
+    Attributes:
+        settings: cell, window, sinks, ...
+        state: tensors by their released names, on the CPU.
+        base: what is recorded of the base: its name, revision and the values of `BASE_FACTS`.
+        layout: `ahn` or `released`.
+    """
+
+    settings: AHNConfig
+    state: dict[str, Tensor]
+    base: dict[str, Any]
+    layout: str
+
+    def check_base(self, config: PreTrainedConfig) -> None:
+        """Raise ValueError where a base of this config is not one the memory was made for."""
+        for name, value in base_facts(config).items():
+            recorded = self.base.get(name)
+            if recorded is not None and recorded != value:
+                raise ValueError(f"memory: expected a base with {name}={recorded}, got {value}")
+
+
+def save_pretrained(
+    model: PreTrainedModel, folder: str | os.PathLike[str], *, format: str = "ahn"
+) -> None:
+    """Write the memory of an attached model, without its base.
+
+    Args:
+        folder: made where it is not there.
+        format: `ahn`, our layout, or `released`, that of the released checkpoints.
+
+    Raises ValueError where nothing is attached, or the format is neither.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    settings = of_model(model).config
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    if format == "released":
+        values: Mapping[str, Any] = released_config(model.config, settings)
+    else:
+        values = {"ahn_config": settings.to_dict(), "base": base_of(model.config)}
+    write_memory(target, memory_state(model), values, format)
+
+
+def write_memory(
+    folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], layout: str
+) -> None:
+    """Write the two files of a memory's folder."""
+    config_name, weights_name = files_of(layout)
+    write_tensors(folder / weights_name, state)
+    with written_whole(folder / config_name) as temporary:
+        temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def read_memory(
+    folder: str | os.PathLike[str], *, window: int | None = None, num_sinks: int | None = None
+) -> StoredMemory:
+    """Read a memory's folder of either layout.
+
+    Args:
+        window, num_sinks: win over the folder's own.
+
+    Raises:
+        ValueError: naming the file or key that is missing, damaged or not of a memory.
+    """
+    path = Path(folder)
+    settings, base, layout = read_settings(path)
+    weights = Weights.of(path)
+    if others := [key for key in weights.files if not is_memory(key)]:
+        raise ValueError(f"{path}: expected the tensors of a memory alone, got {others[:3]}")
+    if layout == "ahn" and not all(has_checksum(path / name) for name in weights.names):
+        raise ValueError(f"{path}: expected weights with a checksum, got them without")
+    return StoredMemory(settings.with_limits(window, num_sinks), weights.memory(), base, layout)
+
+
+def read_settings(folder: Path) -> tuple[AHNConfig, dict[str, Any], str]:
+    """Settings, what is recorded of the base, and the layout of a memory's folder."""
+    if not (folder / CONFIG_FILE).is_file() and (folder / BASE_CONFIG).is_file():
+        values = read_json(folder / BASE_CONFIG)
+        if MARK not in values:
+            raise ValueError(f"{folder}: expected a memory ({MARK} in {BASE_CONFIG}), got none")
+        facts = {name: values.get(name) for name in ("_name_or_path", *BASE_FACTS)}
+        return from_legacy(values), facts, "released"
+    values = read_json(folder / CONFIG_FILE)
+    for name in ("ahn_config", "base"):
+        if not isinstance(values.get(name), dict):
+            raise ValueError(f"{folder / CONFIG_FILE}: expected the key {name}, got {list(values)}")
+    return AHNConfig.from_dict(values["ahn_config"]), values["base"], "ahn"
+
+
+def files_of(layout: str) -> tuple[str, str]:
+    """Names of a layout's config and weights."""
+    return (CONFIG_FILE, WEIGHTS_FILE) if layout == "ahn" else (BASE_CONFIG, BASE_WEIGHTS)
+
+
+def memory_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The memory's tensors under their released names, on the CPU."""
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if is_memory(name)
+    }
+
+
+@torch.no_grad()
+def load_memory_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Copy a memory's tensors into an attached model; raises as `check_keys`, before any copy."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if is_memory(name)}
+    check_keys(own, state)
+    for name, tensor in state.items():
+        own[name].copy_(tensor)
+
+
+def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for a missing, unknown or misshapen tensor, named."""
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"memory: expected the keys of its cell and base, missing {missing[:3]}, "
+            f"unknown {unknown[:3]}"
+        )
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(f"{name}: expected {list(own[name].shape)}, got {list(tensor.shape)}")
+
+
+def base_facts(config: PreTrainedConfig) -> dict[str, Any]:
+    """The values of a base's config that a memory depends on."""
+    text = config.get_text_config(decoder=True)
+    facts = {name: getattr(text, name, None) for name in BASE_FACTS}
+    return {**facts, "model_type": config.model_type.removeprefix("ahn_")}
+
+
+def base_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """What our layout records of the base: a name on the hub in full, of a folder the last part."""
+    name = config._name_or_path or None
+    local = name is not None and Path(name).exists()
+    return {
+        "name_or_path": Path(name).name if name and local else name,
+        "revision": getattr(config, "_commit_hash", None),
+        **base_facts(config),
+    }
+
+
+def released_config(config: PreTrainedConfig, settings: AHNConfig) -> dict[str, Any]:
+    """A config.json of the released layout: the base's values and the settings' released names."""
+    values = config.to_dict()
+    for name in ("ahn_config", "auto_map", "architectures"):
+        values.pop(name, None)
+    return {**values, "model_type": base_facts(config)["model_type"], **to_legacy(settings)}

@@ -1,0 +1,126 @@
+"""`ahn merge`, `split`, `inspect` and `diff`: folders of bases and memories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer import Argument, Option
+
+from ahn.cli import options
+
+if TYPE_CHECKING:
+    from ahn.checkpoint.merge import Progress
+
+Base = Annotated[str, Argument(help="Folder or hub name of a base, or the word embedded.")]
+AMemory = Annotated[str, Argument(help="Folder or hub name of a memory.")]
+Out = Annotated[Path, Argument(help="A new or empty folder.")]
+Merged = Annotated[Path, Argument(help="Folder with base and memory.")]
+Folder = Annotated[Path, Argument(help="Folder of a base, of a memory, or of both.")]
+Format = Annotated[
+    str | None, Option(help="ahn or released; left out, the layout that was merged.")
+]
+Top = Annotated[int, Option(parser=options.integer(1), metavar="N", help="Tensors to list.")]
+
+
+def merge(
+    base: Base,
+    memory: AMemory,
+    out: Out,
+    window: options.Window = None,
+    num_sinks: options.NumSinks = None,
+) -> None:
+    """Write one folder with base and memory, that AutoModelForCausalLM loads.
+
+    After `import ahn` it does so at once, without it with trust_remote_code=True. Weights are
+    copied in blocks; the folder appears when it is complete.
+    """
+    from ahn import checkpoint
+
+    with _bar() as progress:
+        checkpoint.merge(base, memory, out, window=window, num_sinks=num_sinks, progress=progress)
+    print(f"{out} holds {base} with the memory {memory}.")
+
+
+def split(merged: Merged, out: Out, format: Format = None) -> None:
+    """Write the memory of a merged folder as a folder of its own."""
+    from ahn import checkpoint
+
+    checkpoint.split(merged, out, format=format)
+    print(f"{out} holds the memory of {merged}.")
+
+
+def inspect(path: Folder) -> None:
+    """Say what a folder holds; the last line of the output is one JSON object."""
+    from ahn import checkpoint
+
+    found = checkpoint.inspect(path)
+    table = Table(show_header=False)
+    for name, value in _lines(found):
+        table.add_row(name, value)
+    Console().print(table, markup=False)
+    print(json.dumps(found))
+
+
+def diff(left: Folder, right: Folder, top: Top = 20) -> None:
+    """Compare two folders tensor by tensor; ends with 1 where they differ."""
+    from ahn import checkpoint
+
+    found = checkpoint.diff(left, right)
+    for where, keys in ((left, found.only_left), (right, found.only_right)):
+        for key in keys[:top]:
+            print(f"only in {where}: {key}")
+        if len(keys) > top:
+            print(f"only in {where}: {len(keys) - top} more")
+    table = Table("tensor", str(left), str(right), "largest difference")
+    for each in found.differing[:top]:
+        distance = "other shape" if each.distance is None else f"{each.distance:.3g}"
+        table.add_row(each.key, each.left, each.right, distance)
+    if found.differing:
+        Console().print(table)
+    print(f"{found.equal} tensors are equal, {len(found.differing)} differ.")
+    print(json.dumps(asdict(found)))
+    if found:
+        raise typer.Exit(1)
+
+
+COMMANDS = (merge, split, inspect, diff)
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What `inspect` found, for people."""
+    yield "kind", found["kind"]
+    for group in ("settings", "base"):
+        for name, value in (found[group] or {}).items():
+            yield f"{group}: {name}", str(value)
+    layers = found["layers"]
+    yield "layers with a memory", f"{len(layers)}: {layers}" if layers else "none"
+    for part, count in found["parameters"].items():
+        yield f"parameters: {part}", f"{count:,}"
+    yield "parameters of the memory", f"{found['memory_parameters']:,}"
+    yield "dtypes", ", ".join(found["dtypes"])
+    yield "files", ", ".join(found["files"])
+    yield "bytes", f"{found['bytes']:,}"
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A progress bar in bytes, on a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(
+        *columns, TransferSpeedColumn(), console=console, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task("copying", total=None)
+        yield lambda name, done, total: shown.update(
+            task, description=name, completed=done, total=total
+        )

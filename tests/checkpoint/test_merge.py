@@ -1,0 +1,248 @@
+"""Merge and split: the same model in one folder, the same bytes back, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import ahn
+from ahn.checkpoint import merge, split
+from ahn.checkpoint.names import FORMATS, INDEX
+from folders import same_files, save_base, save_memory
+from models import new_model, over_pairs, random_ids, shared_model
+
+IDS = random_ids(60)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A base in several shards and a memory of our layout."""
+    base = save_base(tmp_path / "base", max_shard_size="40KB")
+    assert len(list(base.glob("*.safetensors"))) > 2
+    return base, save_memory(tmp_path / "memory")
+
+
+@over_pairs
+@pytest.mark.parametrize("layout", FORMATS)
+@torch.no_grad()
+def test_merged_it_is_the_same_model_and_split_the_same_files(family, cell, layout, tmp_path):
+    base = save_base(tmp_path / "base", family)
+    memory = save_memory(tmp_path / "memory", cell, family, layout)
+    merge(base, memory, tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert type(model).__name__ == f"AHN{family}ForCausalLM"
+    assert torch.equal(model(IDS).logits, shared_model(family, cell)(IDS).logits)
+    split(tmp_path / "merged", tmp_path / "split")
+    assert same_files(memory, tmp_path / "split")
+
+
+@torch.no_grad()
+def test_shards_keep_their_bytes_and_the_index_names_every_tensor(parts, tmp_path):
+    seen = []
+    merge(*parts, tmp_path / "merged", progress=lambda *each: seen.append(each))
+    index = json.loads((tmp_path / "merged" / INDEX).read_text())["weight_map"]
+    copies = sorted((tmp_path / "merged").glob("*.safetensors"))
+    sources = [*sorted(parts[0].glob("*.safetensors")), parts[1] / "ahn_model.safetensors"]
+    assert [x.read_bytes() for x in copies] == [x.read_bytes() for x in sources]
+    assert index == {key: path.name for path in copies for key in load_file(path)}
+    assert seen[-1][1] == seen[-1][2] == sum(path.stat().st_size for path in copies)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert torch.equal(model(IDS).logits, shared_model(cell="DeltaNet")(IDS).logits)
+
+
+def test_tokenizer_generation_config_and_chat_template_come_along(parts, tmp_path):
+    (parts[0] / "generation_config.json").write_text('{"max_new_tokens": 3}')
+    (parts[0] / "LICENSE").write_text("as it is")
+    (parts[0] / "pytorch_model.bin").write_text("not this")
+    merge(*parts, tmp_path / "merged")
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"LICENSE", "generation_config.json"} < names and "pytorch_model.bin" not in names
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert model.generation_config.max_new_tokens == 3
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "x"
+
+
+WITHOUT_IMPORT = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+assert "ahn" not in sys.modules
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(type(model).__name__, model(torch.arange(2, 62)[None]).logits.double().sum().item())
+model.save_pretrained(sys.argv[2])
+"""
+
+
+@torch.no_grad()
+def test_it_loads_with_trust_remote_code_where_the_package_is_not_imported(parts, tmp_path):
+    merge(*parts, tmp_path / "merged")
+    environment = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)}
+    folders = (tmp_path / "merged", tmp_path / "saved")
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_IMPORT, *map(str, folders)],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    name, total = result.stdout.split()
+    expected = shared_model(cell="DeltaNet")(torch.arange(2, 62)[None]).logits.double().sum()
+    assert name == "AHNQwen2ForCausalLM" and float(total) == expected.item()
+    module = "modeling_ahn.py"
+    assert (folders[0] / module).read_bytes() == (folders[1] / module).read_bytes()
+    assert not list(folders[1].glob("families*"))
+
+
+def test_window_and_sinks_given_win_and_stay(parts, tmp_path):
+    merge(*parts, tmp_path / "merged", window=7, num_sinks=1)
+    settings = AutoConfig.from_pretrained(tmp_path / "merged").ahn_config
+    assert (settings["window"], settings["num_sinks"]) == (7, 1)
+    split(tmp_path / "merged", tmp_path / "split")
+    again = json.loads((tmp_path / "split" / "ahn_config.json").read_text())["ahn_config"]
+    assert again == settings
+
+
+def test_what_an_attached_model_saves_splits_too(tmp_path):
+    model = new_model("Llama", "Mamba2", use_router=True, full_attention_layers=(0,))
+    model.save_pretrained(tmp_path / "merged", max_shard_size="40KB")
+    for layout in FORMATS:
+        split(tmp_path / "merged", tmp_path / layout, format=layout)
+        base = save_base(tmp_path / "base", "Llama")
+        loaded = ahn.from_pretrained(base, tmp_path / layout, dtype=torch.float32)
+        assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+def test_what_the_original_code_merged_splits_too(tmp_path):
+    memory = save_memory(tmp_path / "memory", format="released")
+    merged = save_base(tmp_path / "merged")
+    weights = load_file(merged / "model.safetensors") | load_file(memory / "model.safetensors")
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(memory / "config.json", merged / "config.json")
+    split(merged, tmp_path / "split", format="released")
+    weights = "model.safetensors"
+    assert (tmp_path / "split" / weights).read_bytes() == (memory / weights).read_bytes()
+
+
+def refused(parts, out, message):
+    """A merge that must fail, and leave nothing behind."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises((ValueError, OSError), match=message):
+        merge(*parts, out)
+    assert sorted(out.parent.iterdir()) == before
+
+
+def test_a_folder_in_use_is_not_touched(parts, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    refused(parts, tmp_path / "out", "expected a new or empty folder")
+    shared_model().save_pretrained(tmp_path / "merged")
+    with pytest.raises(ValueError, match="expected a new or empty folder"):
+        split(tmp_path / "merged", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_a_quantised_base_is_refused(parts, tmp_path):
+    config = parts[0] / "config.json"
+    values = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "gptq"}}
+    config.write_text(json.dumps(values))
+    refused(parts, tmp_path / "out", "not quantised")
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_a_base_with_other_tensors_is_refused(parts, tmp_path, change):
+    shard = sorted(parts[0].glob("*.safetensors"))[0]
+    weights = load_file(shard)
+    if change == "missing":
+        weights.popitem()
+    else:
+        weights["model.extra"] = torch.ones(1)
+    save_file(weights, shard, metadata={"format": "pt"})
+    refused(parts, tmp_path / "out", "expected the tensors of")
+    (parts[0] / INDEX).unlink()
+    shard.rename(parts[0] / "model.safetensors")
+    refused(parts, tmp_path / "out", "expected the keys of Qwen2ForCausalLM, missing")
+
+
+def test_a_memory_of_another_base_is_refused(parts, tmp_path):
+    refused((parts[0], save_memory(tmp_path / "m", family="Llama")), tmp_path / "out", "model_type")
+
+
+def test_pickles_are_refused(parts, tmp_path):
+    for path in [*parts[0].glob("*.safetensors"), parts[0] / INDEX]:
+        path.unlink()
+    (parts[0] / "pytorch_model.bin").write_bytes(b"")
+    refused(parts, tmp_path / "out", "the pickle pytorch_model.bin")
+
+
+def test_a_base_without_memory_does_not_split(parts, tmp_path):
+    with pytest.raises(ValueError, match="merged with a memory, got one without"):
+        split(parts[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_copied(parts, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    refused(parts, tmp_path / "out", "bytes of free space")
+
+
+def test_a_disk_that_fills_up_leaves_nothing(parts, tmp_path):
+    def fail(name, done, total):
+        if done > total // 2:
+            raise OSError(28, "No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space"):
+        merge(*parts, tmp_path / "out", progress=fail)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.99])
+def test_an_interrupted_merge_leaves_nothing(parts, tmp_path, at):
+    def stop(name, done, total):
+        if done > at * total:
+            raise KeyboardInterrupt
+
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        merge(*parts, tmp_path / "out", progress=stop)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_is_named(parts, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        merge(*parts, tmp_path / "file" / "out")
+
+
+PEAK = """
+import resource, sys
+from ahn.checkpoint import merge
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+merge(*sys.argv[1:3], sys.argv[3])
+before = peak()
+merge(*sys.argv[4:6], sys.argv[6])
+print(peak() - before)
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_base(parts, tmp_path):
+    wide = {"vocab_size": 400_000}
+    model = new_model(cell="DeltaNet", overrides=tuple(wide.items()))
+    ahn.save_pretrained(model, tmp_path / "m")
+    ahn.detach(model).save_pretrained(tmp_path / "big", max_shard_size="30MB")
+    size = sum(path.stat().st_size for path in (tmp_path / "big").glob("*.safetensors"))
+    arguments = [*parts, tmp_path / "out", tmp_path / "big", tmp_path / "m", tmp_path / "out2"]
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, *map(str, arguments)], capture_output=True, text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert size > 200e6 and int(result.stdout.split()[-1]) * 1024 < 60e6
+    assert Path(tmp_path / "out2").is_dir()
