@@ -145,7 +145,7 @@ def test_the_embedded_model_has_a_memory_unless_told(monkeypatch):
         (["--prompt", "x", "--dtype", "int8"], "--dtype: expected one of auto, float32"),
         (["--prompt", "x", "--device", "abacus"], "--device: expected one that PyTorch can use"),
         (["--prompt", "x", "--unknown"], "command line: expected an option of --help"),
-        (["--prompt", "x", "--memory", "Elman"], "--memory: expected a folder with a memory"),
+        (["--prompt", "x", "--memory", "Elman"], "memory: expected a folder or a name on the hub"),
         (["--prompt", ""], "prompt: expected some text, got none"),
         (["--prompt", "x", "-"], "prompt: expected exactly one of --prompt, --file and -, got 2"),
         ([], "prompt: expected exactly one of --prompt, --file and -, got 0"),
@@ -237,3 +237,49 @@ def test_ctrl_c_ends_a_process_without_a_traceback(folder):
     assert process.returncode == 130 and not out
     # It may have read past the tiny model's context, which is worth a line but no traceback.
     assert all(line.startswith(b"warning: ") for line in errors.splitlines()), errors
+
+
+def test_merge_inspect_split_and_diff(folder, tmp_path):
+    merged, again = tmp_path / "merged", tmp_path / "again"
+    assert call("merge", folder, folder / "memory", merged, "--window", 9).exit_code == 0
+    result = call("inspect", merged)
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (found["kind"], found["settings"]["window"]) == ("merged", 9)
+    assert "DeltaNet" in result.stdout and "parameters: o_proj.weight" in result.stdout
+    assert call("split", merged, again).exit_code == 0
+    assert call("diff", folder / "memory", again).exit_code == 0
+    result = call("diff", folder, merged)
+    assert result.exit_code == 1
+    assert "only in" in result.stdout and json.loads(result.stdout.splitlines()[-1])["only_right"]
+
+
+def test_a_merged_model_generates_with_its_memory(folder, tmp_path):
+    merged = tmp_path / "merged"
+    assert call("merge", folder, folder / "memory", merged).exit_code == 0
+    arguments = ("--prompt", PROMPT * 3, "--dtype", "float32")
+    apart = generated("--model", folder, "--memory", folder / "memory", *arguments)
+    assert generated("--model", merged, *arguments) == apart
+    plain = generated("--model", folder, *arguments)
+    assert generated("--model", merged, "--memory", "none", *arguments) == plain
+    window = generated("--model", folder, "--window", 8, "--num-sinks", 2, *arguments)
+    options = ("--memory", "none", "--window", 8, "--num-sinks", 2)
+    assert generated("--model", merged, *options, *arguments) == window
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("merge", "{base}", "{base}/nothing", "{tmp}/out"), "memory: expected a folder"),
+        (("merge", "{base}", "{base}/memory", "{base}"), "expected a new or empty folder"),
+        (("merge", "{base}", "{base}", "{tmp}/out"), "expected a memory"),
+        (("split", "{base}", "{tmp}/out"), "expected a base merged with a memory"),
+        (("split", "{base}", "{tmp}/out", "--format", "x"), "expected one of ahn, released"),
+        (("inspect", "{tmp}/none"), "expected a folder, got none"),
+        (("diff", "{base}", "{tmp}"), "got a folder without them"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_a_folder_is_one_line(folder, tmp_path, arguments, message):
+    filled = [part.format(base=folder, tmp=tmp_path) for part in arguments]
+    assert message in error(*filled)
+    assert not list(tmp_path.iterdir())

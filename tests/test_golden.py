@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import ahn
+from ahn.checkpoint import merge, split
 from ahn.training import distillation_loss
+from folders import same_files
 from models import memory_parameters, pieces, read
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -26,15 +28,23 @@ TOLERANCE = {"GatedDeltaNet": 2e-5, "DeltaNet": 2e-5, "Mamba2": 5e-2}  # the las
 
 @lru_cache(maxsize=1)
 def golden(case):
-    """The original's recorded tensors, and the same model here with its memory loaded strictly."""
+    """The original's recorded tensors, and the same model here."""
     cell = case.name.partition("-")[2]
-    model = AutoModelForCausalLM.from_pretrained(case / "base").eval()
-    ahn.attach(model, ahn.AHNConfig(memory=cell, window=WINDOW, num_sinks=SINKS))
-    weights = load_file(case / "ahn" / "model.safetensors")
-    own = {name for name in model.state_dict() if ".ahn." in name}
-    assert own == set(weights)
-    model.load_state_dict(weights, strict=False)
+    model = ahn.from_pretrained(case / "base", case / "ahn", window=WINDOW, num_sinks=SINKS)
+    assert model.config.ahn_config["memory"] == cell
     return load_file(case / "io.safetensors"), model, TOLERANCE[cell]
+
+
+@torch.no_grad()
+def test_merged_and_split(case, tmp_path):
+    recorded, model, _ = golden(case)
+    merge(case / "base", case / "ahn", tmp_path / "merged", window=WINDOW, num_sinks=SINKS)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ids = recorded["input_ids"]
+    assert torch.equal(merged(ids).logits, model(ids).logits)
+    merge(case / "base", case / "ahn", tmp_path / "as it is")
+    split(tmp_path / "as it is", tmp_path / "split")
+    assert same_files(case / "ahn", tmp_path / "split")
 
 
 @torch.no_grad()

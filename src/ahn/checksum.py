@@ -1,4 +1,4 @@
-"""Safetensors files that know the checksum of their own bytes."""
+"""Sound safetensors folders: files that know their own checksum, an index that stays inside."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ahn.files import written_whole
 
 CHECKSUM = "sha256"  # metadata key: of the whole file, with zeros in place of the checksum
 ZEROS = "0" * 64
+INDEX = "model.safetensors.index.json"  # of a folder of several files
 BLOCK = 2**24  # bytes read at a time
 
 
@@ -54,6 +55,56 @@ def check_sum(path: Path) -> None:
             digest.update(block)
     if digest.hexdigest() != expected:
         raise ValueError(f"{path}: expected the bytes that were written, got damaged ones")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError where a folder's safetensors files or their index are not sound."""
+    for path in sorted(folder.glob("*.safetensors")):
+        check_sum(path)
+    if (folder / INDEX).is_file() and not (folder / INDEX.removesuffix(".index.json")).is_file():
+        indexed(folder)
+
+
+def indexed(folder: Path) -> dict[str, str]:
+    """The index's file of every tensor; raises ValueError where the files hold others."""
+    files = _weight_map(folder / INDEX)
+    for name in sorted(set(files.values())):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: expected {name}, got a folder without it")
+        listed = {key for key, file in files.items() if file == name}
+        if wrong := sorted(listed ^ set(keys_of(folder / name))):
+            raise ValueError(f"{folder / INDEX}: expected the tensors of {name}, wrong {wrong[:3]}")
+    return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f"{index}: expected a weight_map, got {type(files).__name__}")
+    for name in files.values():
+        plain = isinstance(name, str) and Path(name).name == name
+        if not plain or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: expected safetensors files of the folder, got {name!r}")
+    return files
+
+
+def keys_of(path: Path) -> list[str]:
+    """The tensors of a safetensors file."""
+    with opened(path) as file:
+        return list(file.keys())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ValueError naming the file."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: expected {path.name}, got a folder without it")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
 def has_checksum(path: Path) -> bool:

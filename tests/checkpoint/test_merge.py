@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ahn
 from ahn.checkpoint import merge, split
-from ahn.checkpoint.names import FORMATS, INDEX
+from ahn.checkpoint.names import FORMATS
+from ahn.checksum import INDEX
 from folders import same_files, save_base, save_memory
 from models import new_model, over_pairs, random_ids, shared_model
 

@@ -13,7 +13,7 @@ from ahn.attach.install import install, of_model
 from ahn.attention import NAME
 from ahn.cache import AHNCache
 from ahn.calls import FULL
-from ahn.checksum import check_sum
+from ahn.checksum import check_folder
 from ahn.config import AHNConfig
 from ahn.files import written_whole
 from ahn.memory import Memory, PositionRouter
@@ -74,12 +74,18 @@ class AHNModelMixin:
         cls, name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
         """As the family's, but strict: a tensor that is missing, unknown or damaged is an error."""
-        if Path(name or "").is_dir():
-            for path in sorted(Path(name).glob("*.safetensors")):
-                check_sum(path)
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            name, *args, output_loading_info=True, **kwargs
-        )
+        if name is not None and Path(name).is_dir():
+            check_folder(Path(name))
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                name, *args, output_loading_info=True, **kwargs
+            )
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"{name}: expected the shapes of {cls.__name__}, got others"
+            ) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if found := sorted(map(str, info.get(kind) or ())):
                 raise ValueError(f"{name}: expected the keys of {cls.__name__}, {kind} {found[:3]}")

@@ -14,7 +14,8 @@ import torch
 
 from ahn.checkpoint.memory import read_settings
 from ahn.checkpoint.names import BASE_CONFIG, CONFIG_FILE, MARK, is_memory
-from ahn.checkpoint.weights import Weights, read_json
+from ahn.checkpoint.weights import Weights
+from ahn.checksum import read_json
 from ahn.config import AHNConfig
 
 

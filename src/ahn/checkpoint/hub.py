@@ -28,6 +28,10 @@ def memory_folder(
 
     Raises ValueError where neither is to be had.
     """
+    if not Path(name).is_dir() and os.fspath(name).count("/") != 1:  # as every memory's name has
+        raise ValueError(
+            f"memory: expected a folder or a name on the hub (user/name), got {os.fspath(name)!r}"
+        )
     return fetched(name, revision, options, MEMORY_FILES, "memory")
 
 

@@ -12,7 +12,8 @@ from ahn.attach import attach
 from ahn.checkpoint.hub import HUB_OPTIONS, memory_folder
 from ahn.checkpoint.memory import StoredMemory, load_memory_state, read_memory, read_settings
 from ahn.checkpoint.names import BASE_CONFIG, EMBEDDED, EMBEDDED_FOLDER, MARK
-from ahn.checkpoint.weights import Weights, read_json
+from ahn.checkpoint.weights import Weights
+from ahn.checksum import read_json
 from ahn.config import AHNConfig
 
 CONFIG_OPTIONS = (*HUB_OPTIONS, "revision", "trust_remote_code", "subfolder")

@@ -26,8 +26,8 @@ from ahn.checkpoint.names import (
     is_memory,
     to_legacy,
 )
-from ahn.checkpoint.weights import Weights, read_json
-from ahn.checksum import has_checksum, write_tensors
+from ahn.checkpoint.weights import Weights
+from ahn.checksum import has_checksum, read_json, write_tensors
 from ahn.config import AHNConfig
 from ahn.files import written_whole
 

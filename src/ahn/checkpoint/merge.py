@@ -22,12 +22,11 @@ from ahn.checkpoint.names import (
     CONFIG_FILE,
     EMBEDDED,
     EMBEDDED_FOLDER,
-    INDEX,
     RELEASED_CONFIG,
     is_memory,
 )
 from ahn.checkpoint.weights import PICKLES, Weights
-from ahn.checksum import BLOCK
+from ahn.checksum import BLOCK, INDEX
 from ahn.files import folder_written_whole, written_whole
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all

@@ -12,7 +12,6 @@ EMBEDDED = "embedded"  # the word for the model that ships with the package
 EMBEDDED_FOLDER = Path(__file__).parents[1] / EMBEDDED
 
 BASE_CONFIG, BASE_WEIGHTS = "config.json", "model.safetensors"  # as transformers names them
-INDEX = "model.safetensors.index.json"
 CONFIG_FILE, WEIGHTS_FILE = "ahn_config.json", "ahn_model.safetensors"
 RELEASED_CONFIG = "ahn_released_config.json"  # a released memory's config.json in a merged folder
 FORMATS = ("ahn", "released")

@@ -22,7 +22,8 @@ from ahn.checkpoint.names import (
     from_legacy,
     is_memory,
 )
-from ahn.checkpoint.weights import Weights, read_json
+from ahn.checkpoint.weights import Weights
+from ahn.checksum import read_json
 from ahn.config import AHNConfig
 from ahn.files import folder_written_whole
 

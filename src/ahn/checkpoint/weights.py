@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ahn.checkpoint.names import BASE_WEIGHTS, INDEX, WEIGHTS_FILE, is_memory
-from ahn.checksum import check_sum, opened
+from ahn.checkpoint.names import BASE_WEIGHTS, WEIGHTS_FILE, is_memory
+from ahn.checksum import INDEX, check_sum, indexed, keys_of, opened
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -31,10 +29,10 @@ class Weights:
         the index says.
         """
         if (folder / INDEX).is_file() and not (folder / BASE_WEIGHTS).is_file():
-            return cls(folder, _indexed(folder))
+            return cls(folder, indexed(folder))
         for name in (WEIGHTS_FILE, BASE_WEIGHTS):
             if (folder / name).is_file():
-                return cls(folder, dict.fromkeys(_keys(folder / name), name))
+                return cls(folder, dict.fromkeys(keys_of(folder / name), name))
         found = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         got = f"the pickle {found[0]}, which can run code" if found else "a folder without them"
         raise ValueError(f"{folder}: expected {WEIGHTS_FILE} or {BASE_WEIGHTS}, got {got}")
@@ -83,38 +81,3 @@ class Weights:
             if not tensor.isfinite().all():
                 raise ValueError(f"{key}: expected finite numbers, got others in {self.folder}")
         return state
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises ValueError naming the file."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent}: expected {path.name}, got a folder without it")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
-
-
-def _keys(path: Path) -> list[str]:
-    with opened(path) as file:
-        return list(file.keys())
-
-
-def _indexed(folder: Path) -> dict[str, str]:
-    """The index's map of keys to files, each of them there, with these tensors and no others."""
-    path = folder / INDEX
-    files = read_json(path).get("weight_map")
-    if not isinstance(files, dict) or not files:
-        raise ValueError(f"{path}: expected a weight_map, got {type(files).__name__}")
-    for name in {str(value) for value in files.values()}:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path}: expected safetensors files of the folder, got {name!r}")
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: expected {name}, got a folder without it")
-        listed = {key for key, file in files.items() if file == name}
-        if differing := sorted(listed ^ set(_keys(folder / name))):
-            raise ValueError(f"{path}: expected the tensors of {name}, differing {differing[:3]}")
-    return files

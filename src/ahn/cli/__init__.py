@@ -69,7 +69,7 @@ def _quiet(
 def demo(
     text: options.Text = None,
     tokens: options.Tokens = 16384,
-    steps: options.Steps = 24,
+    steps: options.Steps = 32,
     png: options.Png = Path("ahn-demo.png"),
     seed: options.DemoSeed = 0,
 ) -> None:

@@ -22,7 +22,6 @@ from ahn.training import distill
 CELLS = ("GatedDeltaNet", "DeltaNet", "Mamba2")
 FRESH_CELL = "GatedDeltaNet"
 TRAINING_LENGTH = 2048  # tokens of a distillation step
-LEARNING_RATE = 3e-3  # higher ones make so short a run lose instead of gain
 
 
 class Report(Protocol):
@@ -47,7 +46,7 @@ class DemoSettings:
 
     text: Path | None = None
     tokens: int = 16384
-    steps: int = 24
+    steps: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -130,7 +129,6 @@ def _distilled(
         model,
         training_batches(tokenizer, length, settings.seed, evaluated=settings.text),
         total_steps=steps,
-        learning_rate=LEARNING_RATE,
         on_step=lambda step, loss: report(stage, step, steps, f"KL {loss:.3f}"),
     )
     seconds = time.perf_counter() - started

@@ -1,0 +1,263 @@
+"""Hundreds of damaged folders: each one a named error, none loads silently wrong or runs code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import ahn
+from ahn.checkpoint import merge
+from ahn.checkpoint.memory import files_of
+from ahn.checkpoint.names import BASE_FACTS, FORMATS, is_memory
+from ahn.checksum import INDEX, write_tensors
+from folders import save_base, save_memory
+from models import CELLS
+
+ROUNDS = 6  # of every damage to a memory of each layout and cell
+NAMED = (ValueError, OSError)
+
+
+class RunsCode:
+    """What a pickle does when it is loaded: it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def truncate(path: Path, chance: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+
+
+def flip(path: Path, chance: random.Random, first: int = 0, last: int | None = None) -> None:
+    data = bytearray(path.read_bytes())
+    data[chance.randrange(first, len(data) if last is None else last)] ^= 1 << chance.randrange(8)
+    path.write_bytes(bytes(data))
+
+
+def flip_header(path: Path, chance: random.Random) -> None:
+    flip(path, chance, 0, 8 + int.from_bytes(path.read_bytes()[:8], "little"))
+
+
+def rewrite(change):
+    """A damage to the tensors, in a file that is itself sound."""
+
+    def damage(path: Path, chance: random.Random) -> None:
+        state = load_file(path)
+        change(state, chance.choice(sorted(state)), chance)
+        write_tensors(path, state)
+
+    return damage
+
+
+def swap_shape(state, key, chance):
+    state[key] = torch.zeros(*state[key].shape, chance.randrange(2, 5))
+
+
+def rename(state, key, chance):
+    state[key + chance.choice("xyz")] = state.pop(key)
+
+
+WEIGHTS = {  # damages to a memory's weights
+    "truncated": truncate,
+    "bit flipped in the header": flip_header,
+    "empty": lambda path, chance: path.write_bytes(b""),
+    "noise": lambda path, chance: path.write_bytes(chance.randbytes(chance.randrange(1, 999))),
+    "missing": rewrite(lambda state, key, chance: state.pop(key)),
+    "renamed": rewrite(rename),
+    "extra": rewrite(lambda state, key, chance: state.update({key + ".more": torch.ones(2)})),
+    "misshapen": rewrite(swap_shape),
+    "of integers": rewrite(lambda state, key, chance: state.update({key: state[key].int()})),
+    "not finite": rewrite(lambda state, key, chance: state[key].fill_(float("inf"))),
+    "with base weights": rewrite(lambda state, key, chance: state.update({"x": torch.ones(2)})),
+    "a folder": lambda path, chance: (path.unlink(), path.mkdir()),
+}
+OUR_VALUES = {
+    "window": [0, -1, 1.5, "many", None, [], True],
+    "num_sinks": [-1, 0.5, "x", None],
+    "memory": ["", "LSTM", 3, None],
+    "full_attention_layers": ["x", [99], [-1], 3, [0.5]],
+    "use_q_proj": ["yes", 1],
+    "more": [1],
+}
+LEGACY_VALUES = {
+    "sliding_window": [0, -1, 1.5, "many", [], True],
+    "num_attn_sinks": [-1, 0.5, "x"],
+    "_ahn_implementation": ["", "LSTM", 3],
+    "fa_layer_ids": ["x", "0;1", [99], [-1], 3],
+    "use_q_proj": ["yes", 1],
+}
+
+
+def break_json(path: Path, chance: random.Random) -> None:
+    text = path.read_text()
+    cut = chance.randrange(1, len(text) - 2)
+    broken = [
+        text[:cut],
+        "[" + text + "]",
+        text.replace(":", ";", 1),
+        "",
+        "\x00" + text,
+        "{" * 9999,
+    ]
+    path.write_text(chance.choice(broken))
+
+
+def wrong_value(path: Path, chance: random.Random) -> None:
+    values = json.loads(path.read_text())
+    ours = "ahn_config" in values
+    table = OUR_VALUES if ours else LEGACY_VALUES
+    name = chance.choice(sorted(table))
+    (values["ahn_config"] if ours else values)[name] = chance.choice(table[name])
+    path.write_text(json.dumps(values))
+
+
+def wrong_base(path: Path, chance: random.Random) -> None:
+    values = json.loads(path.read_text())
+    name = chance.choice([fact for fact in BASE_FACTS if fact != "head_dim"])
+    facts = values.get("base", values)
+    facts[name] = "mistral" if name == "model_type" else facts[name] * 2
+    path.write_text(json.dumps(values))
+
+
+CONFIGS = {"broken JSON": break_json, "a wrong value": wrong_value, "another base": wrong_base}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny base, a memory of each layout and cell, and both merged."""
+    root = tmp_path_factory.mktemp("fuzz")
+    save_base(root / "base")
+    for layout in FORMATS:
+        for cell in CELLS:
+            save_memory(root / layout / cell, cell, format=layout)
+    merge(root / "base", root / "ahn" / "DeltaNet", root / "merged")
+    return root
+
+
+def refused(function, *arguments) -> None:
+    with pytest.raises(NAMED) as caught:
+        function(*arguments)
+    assert str(caught.value).strip(), "an error without a word"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("kind", [*WEIGHTS, *CONFIGS])
+def test_a_damaged_memory(folders, tmp_path, kind, layout, cell):
+    config, weights = files_of(layout)
+    for turn in range(ROUNDS):
+        chance = random.Random(f"{kind}/{layout}/{cell}/{turn}")
+        copy = tmp_path / str(turn)
+        shutil.copytree(folders / layout / cell, copy)
+        if kind in WEIGHTS:
+            WEIGHTS[kind](copy / weights, chance)
+        else:
+            CONFIGS[kind](copy / config, chance)
+        refused(ahn.from_pretrained, folders / "base", copy)
+
+
+def test_any_flipped_bit_of_our_layout_is_seen(folders, tmp_path):
+    source = folders / "ahn" / "GatedDeltaNet"
+    for turn in range(60):
+        copy = tmp_path / str(turn)
+        shutil.copytree(source, copy)
+        flip(copy / files_of("ahn")[1], random.Random(turn))
+        refused(ahn.from_pretrained, folders / "base", copy)
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b.safetensors", 3, "x"])
+@pytest.mark.parametrize("place", ["released/DeltaNet", "merged"])
+def test_an_index_that_leads_elsewhere(folders, tmp_path, place, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(folders / place, copy)
+    keys = list(load_file(folders / "released" / "DeltaNet" / "model.safetensors"))
+    save_file(load_file(folders / "released" / "DeltaNet" / "model.safetensors"),
+              tmp_path / "other.safetensors", metadata={"format": "pt"})  # fmt: skip
+    index = copy / INDEX
+    values = json.loads(index.read_text()) if index.is_file() else {"weight_map": {}}
+    values["weight_map"].update(dict.fromkeys(keys, name))
+    (copy / "model.safetensors").unlink(missing_ok=True)
+    index.write_text(json.dumps(values))
+    if place == "merged":
+        refused(AutoModelForCausalLM.from_pretrained, copy)
+        refused(ahn.from_pretrained, copy)
+    else:
+        refused(ahn.from_pretrained, folders / "base", copy)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("name", ["as safetensors", "pytorch_model.bin", "ahn_model.bin"])
+def test_a_pickle_is_never_loaded(folders, tmp_path, layout, name):
+    copy, mark = tmp_path / "copy", tmp_path / "mark"
+    shutil.copytree(folders / layout / "DeltaNet", copy)
+    weights = copy / files_of(layout)[1]
+    if name != "as safetensors":
+        weights.unlink()
+        weights = copy / name
+    weights.write_bytes(pickle.dumps(RunsCode(mark)))
+    refused(ahn.from_pretrained, folders / "base", copy)
+    assert not mark.exists()
+
+
+def memory_shard(folder: Path) -> Path:
+    return next(
+        p for p in sorted(folder.glob("*.safetensors")) if any(map(is_memory, load_file(p)))
+    )
+
+
+def base_shard(folder: Path) -> Path:
+    return next(p for p in sorted(folder.glob("*.safetensors")) if "lm_head.weight" in load_file(p))
+
+
+def of_shard(find, damage):
+    return lambda folder, chance: damage(find(folder), chance)
+
+
+def index_without(folder: Path, chance: random.Random) -> None:
+    values = json.loads((folder / INDEX).read_text())
+    values["weight_map"].pop(chance.choice(sorted(values["weight_map"])))
+    (folder / INDEX).write_text(json.dumps(values))
+
+
+def other_size(folder: Path, chance: random.Random) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    values[chance.choice(["hidden_size", "num_hidden_layers", "intermediate_size"])] += 16
+    values.pop("layer_types")  # else transformers stops at a list of another length
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+MERGED = {
+    "memory truncated": of_shard(memory_shard, truncate),
+    "memory bit flipped": of_shard(memory_shard, flip),
+    "memory tensor missing": of_shard(memory_shard, WEIGHTS["missing"]),
+    "memory tensor extra": of_shard(memory_shard, WEIGHTS["extra"]),
+    "memory tensor misshapen": of_shard(memory_shard, WEIGHTS["misshapen"]),
+    "base truncated": of_shard(base_shard, truncate),
+    "base tensor missing": of_shard(base_shard, WEIGHTS["missing"]),
+    "shard gone": lambda folder, chance: chance.choice(
+        sorted(folder.glob("*.safetensors"))).unlink(),
+    "index without a tensor": index_without,
+    "index broken": lambda folder, chance: break_json(folder / INDEX, chance),
+    "config broken": lambda folder, chance: break_json(folder / "config.json", chance),
+    "config of another size": other_size,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MERGED)
+def test_a_damaged_merged_folder(folders, tmp_path, kind):
+    for turn in range(4):
+        copy = tmp_path / str(turn)
+        shutil.copytree(folders / "merged", copy)
+        MERGED[kind](copy, random.Random(f"{kind}/{turn}"))
+        refused(AutoModelForCausalLM.from_pretrained, copy)
