@@ -24,7 +24,7 @@ STYLES: tuple[tuple[str, Any], ...] = (
 
 
 def demo_figure(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw what `ahn demo` measured: prediction by position, and bytes held by length.
+    """Draw what `ahn demo` measured: what is lost by position, and bytes held by length.
 
     Args:
         result: the demo's JSON object.
@@ -46,14 +46,16 @@ def demo_figure(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None
 
 def _prediction(axes: Axes, result: Mapping[str, Any]) -> None:
     curves = result["bits_per_byte_by_position"]
+    best = next(iter(curves.values()))  # full attention: the others differ by little of the whole
     for (name, curve), (colour, dashes) in zip(curves.items(), STYLES):
-        axes.plot(result["positions"], curve, color=colour, linestyle=dashes, label=name)
+        lost = [x - y for x, y in zip(curve, best)]
+        axes.plot(result["positions"], lost, color=colour, linestyle=dashes, label=name)
     budget = result["memory"]["window"] + result["memory"]["num_sinks"]
     axes.axvline(budget, color="0.6", linewidth=1)
     axes.annotate("budget", (budget, 1), xycoords=("data", "axes fraction"), xytext=(3, -12),
                   textcoords="offset points", color="0.4", fontsize=9)  # fmt: skip
-    axes.set(title="How well each predicts", xlabel="position in the text (tokens)")
-    axes.set_ylabel("bits per byte, running mean")
+    axes.set(title="What each loses against full attention", xlabel="position (tokens)")
+    axes.set_ylabel("bits per byte lost, running mean")
     _plain(axes)
 
 

@@ -12,7 +12,6 @@ import torch
 
 import ahn
 from ahn.checkpoint import merge
-from ahn.embedded import memory_folder
 from folders import save_base, save_memory
 from models import memory_parameters, new_model, random_ids
 
@@ -70,7 +69,7 @@ def test_an_int8_base_by_torchao(parts):
 
 def test_lm_eval_runs_on_a_merged_folder(tmp_path):
     pytest.importorskip("lm_eval")
-    merge("embedded", memory_folder("DeltaNet"), tmp_path / "merged", window=64)
+    merge("embedded", "DeltaNet", tmp_path / "merged", window=64)
     data = [{"text": "def first(values):\n    return values[0]\n" * 3} for _ in range(4)]
     (tmp_path / "data.json").write_text(json.dumps(data))
     (tmp_path / "tasks").mkdir()

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ahn.checkpoint.memory import read_settings
 from ahn.checkpoint.names import BASE_CONFIG, CONFIG_FILE, MARK, is_memory
 from ahn.checkpoint.weights import Weights
 from ahn.checksum import read_json
 from ahn.config import AHNConfig
+
+PIECE = 2**22  # numbers compared at a time
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,16 @@ def _difference(key: str, a: Weights, b: Weights) -> Difference | None:
     names = f"{left_shape} {left}", f"{right_shape} {right}"
     if left_shape != right_shape:
         return Difference(key, *names, None)
-    one, other = a.read(key), b.read(key)
+    one, other = a.read(key).flatten(), b.read(key).flatten()
     if left == right and torch.equal(one, other):
         return None
-    distance = (one.double() - other.double()).abs().max().item() if one.numel() else 0.0
+    pieces = zip(one.split(PIECE), other.split(PIECE))
+    distance = max((_distance(*pair) for pair in pieces if pair[0].numel()), default=0.0)
     return Difference(key, *names, distance)
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return (one.double() - other.double()).abs().max().item()
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:

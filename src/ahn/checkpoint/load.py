@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from ahn.attach import attach
 from ahn.checkpoint.hub import HUB_OPTIONS, memory_folder
 from ahn.checkpoint.memory import StoredMemory, load_memory_state, read_memory, read_settings
-from ahn.checkpoint.names import BASE_CONFIG, EMBEDDED, EMBEDDED_FOLDER, MARK
+from ahn.checkpoint.names import BASE_CONFIG, MARK, embedded_folders
 from ahn.checkpoint.weights import Weights
 from ahn.checksum import read_json
 from ahn.config import AHNConfig
@@ -46,10 +46,7 @@ def from_pretrained(
             was made for another base; the message names it.
     """
     limits = {"window": window, "num_sinks": num_sinks}
-    if base == EMBEDDED:
-        base = EMBEDDED_FOLDER / "base"
-        shipped = EMBEDDED_FOLDER / "memories" / memory if memory else None
-        memory = shipped if shipped is not None and shipped.is_dir() else memory
+    base, memory = embedded_folders(base, memory)
     stored = _stored(base, memory, limits, memory_revision, hf_kwargs)
     if stored is None:
         return _without_another(base, limits, hf_kwargs)

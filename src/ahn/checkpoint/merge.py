@@ -20,9 +20,8 @@ from ahn.checkpoint.memory import StoredMemory, check_keys, read_memory, read_se
 from ahn.checkpoint.names import (
     BASE_CONFIG,
     CONFIG_FILE,
-    EMBEDDED,
-    EMBEDDED_FOLDER,
     RELEASED_CONFIG,
+    embedded_folders,
     is_memory,
 )
 from ahn.checkpoint.weights import PICKLES, Weights
@@ -70,7 +69,8 @@ def merge(
 
     Args:
         base: folder or hub name of the base, in safetensors; or `embedded`.
-        memory: folder or hub name of the memory.
+        memory: folder or hub name of the memory; of the embedded base also the cell of a shipped
+            one.
         out: a new or empty folder; it appears when it is complete.
         window, num_sinks: win over the memory's own.
         progress: told of every block copied.
@@ -80,7 +80,7 @@ def merge(
         ValueError: the two do not go together, or a file of theirs is not what it should be.
         OSError: the disk is full or cannot be written.
     """
-    base = EMBEDDED_FOLDER / "base" if base == EMBEDDED else base
+    base, memory = embedded_folders(base, memory)
     base_folder = fetched(base, hub.get("revision"), hub, None, "base")
     folder = memory_folder(memory, hub.get("memory_revision"), hub)
     parts = _checked(base_folder, folder, window, num_sinks)

@@ -40,6 +40,14 @@ BASE_FACTS = (
 )
 
 
+def embedded_folders(base: Any, memory: Any) -> tuple[Any, Any]:
+    """Base and memory with the folders of what ships with the package in place of their names."""
+    if base != EMBEDDED:
+        return base, memory
+    shipped = EMBEDDED_FOLDER / "memories" / memory if memory else None
+    return EMBEDDED_FOLDER / "base", shipped if shipped is not None and shipped.is_dir() else memory
+
+
 def is_memory(key: str) -> bool:
     """Whether a tensor of that name belongs to a memory."""
     return any(part in key for part in PARTS)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ahn.checkpoint.merge import Progress
 
 Base = Annotated[str, Argument(help="Folder or hub name of a base, or the word embedded.")]
-AMemory = Annotated[str, Argument(help="Folder or hub name of a memory.")]
+AMemory = Annotated[
+    str, Argument(help="Folder or hub name of a memory; of the embedded base also its cell.")
+]
 Out = Annotated[Path, Argument(help="A new or empty folder.")]
 Merged = Annotated[Path, Argument(help="Folder with base and memory.")]
 Folder = Annotated[Path, Argument(help="Folder of a base, of a memory, or of both.")]

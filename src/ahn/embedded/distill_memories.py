@@ -1,6 +1,6 @@
 """The recipe of the shipped memories: each cell distilled on the base model's training text.
 
-`python -m ahn.embedded.distill_memories --base DIR --corpus FILE --out DIR`
+`python -m ahn.embedded.distill_memories --out DIR [--base DIR] [--corpus FILE]`
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from ahn.attach import attach, disabled, memory_off
 from ahn.checkpoint import save_pretrained
 from ahn.config import AHNConfig
+from ahn.embedded import BASE
 from ahn.embedded.corpus import Corpus, Document, build_corpus, read_corpus
 from ahn.evaluation.streaming import token_losses
 from ahn.files import written_whole
@@ -34,7 +35,7 @@ class Settings:
     cell: str
     window: int = 256
     num_sinks: int = 4
-    steps: int = 300
+    steps: int = 350
     batch_size: int = 4
     length: int = 8192
     learning_rate: float = 1e-2
@@ -142,7 +143,7 @@ def main() -> None:
     """Command line: distil the memories of the given cells."""
     defaults = Settings(cell="")
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--base", type=Path, default=BASE, help="base model; default: shipped")
     parser.add_argument("--corpus", type=Path, help="corpus file; default: this interpreter's")
     parser.add_argument("--out", type=Path, required=True, help="folder with one folder per cell")
     parser.add_argument("--cells", nargs="+", default=["GatedDeltaNet", "DeltaNet", "Mamba2"])
