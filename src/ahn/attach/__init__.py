@@ -118,7 +118,7 @@ def _replace_config(model: PreTrainedModel, old: Any, new: Any) -> None:
 
 def _base_of(model: PreTrainedModel) -> tuple[type[PreTrainedModel], Any]:
     """Class and config below a model that was loaded with its memory."""
-    base: Any = type(model).__mro__[2]
+    base: Any = type(model).__bases__[1]  # as `attached_classes` made it
     values = model.config.to_dict()
     for name in ("ahn_config", "model_type", "architectures", "auto_map"):
         values.pop(name, None)

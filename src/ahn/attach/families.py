@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ahn.attach.install import install, of_model
+from ahn.attach.saving import AUTO_MAP, PREFIX, SavedWithMemory
 from ahn.attention import NAME
 from ahn.cache import AHNCache
 from ahn.calls import FULL
-from ahn.checksum import check_folder
 from ahn.config import AHNConfig
-from ahn.files import written_whole
 from ahn.memory import Memory, PositionRouter
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # registered on import; others when attached
-PREFIX = "ahn_"  # of the model type
-REMOTE_CODE = "modeling_ahn"  # module beside the weights of a saved attached model
-AUTO_MAP = {
-    "AutoConfig": f"{REMOTE_CODE}.AHNConfig",
-    "AutoModelForCausalLM": f"{REMOTE_CODE}.AHNForCausalLM",
-}
 INITIALIZED = "_is_hf_initialized"  # transformers' mark of a module it need not initialise
 _CLASSES: dict[type[PreTrainedModel], tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {}
 
@@ -46,7 +38,7 @@ class AHNConfigMixin:
         """Nothing: `auto_map` names a module that imports this package, no copy of source."""
 
 
-class AHNModelMixin:
+class AHNModelMixin(SavedWithMemory):
     """What an attached model does differently from its family."""
 
     config: Any
@@ -68,42 +60,6 @@ class AHNModelMixin:
                 for part in module.modules():
                     setattr(part, INITIALIZED, True)
         super().initialize_weights()  # type: ignore[misc]
-
-    @classmethod
-    def from_pretrained(
-        cls, name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
-    ) -> Any:
-        """As the family's, but strict: a tensor that is missing, unknown or damaged is an error."""
-        if name is not None and Path(name).is_dir():
-            check_folder(Path(name))
-        try:
-            model, info = super().from_pretrained(  # type: ignore[misc]
-                name, *args, output_loading_info=True, **kwargs
-            )
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(
-                f"{name}: expected the shapes of {cls.__name__}, got others"
-            ) from error
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-            if found := sorted(map(str, info.get(kind) or ())):
-                raise ValueError(f"{name}: expected the keys of {cls.__name__}, {kind} {found[:3]}")
-        return (model, info) if output_loading_info else model
-
-    def save_pretrained(
-        self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
-    ) -> None:
-        """As the family's, with the module that `trust_remote_code=True` loads."""
-        super().save_pretrained(  # type: ignore[misc]
-            save_directory, is_main_process=is_main_process, **kwargs
-        )
-        if is_main_process:
-            write_remote_code(Path(save_directory), self.config.model_type)
-
-    @classmethod
-    def register_for_auto_class(cls, *args: Any) -> None:
-        """Nothing, as the config's."""
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         """Choose the base's attention function; the attached one stays in front of it."""
@@ -189,16 +145,6 @@ def attached_classes(
 def family_classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     """Config and model class of `ahn_<model_type>`; raises as `register_family`."""
     return attached_classes(_base_class(model_type))
-
-
-def write_remote_code(folder: Path, model_type: str) -> None:
-    """The module that `auto_map` names, for `trust_remote_code=True`: it imports this package."""
-    with written_whole(folder / f"{REMOTE_CODE}.py") as temporary:
-        temporary.write_text(
-            '"""Loaded with trust_remote_code=True: the classes of the package ahn."""\n\n'
-            "from ahn.attach import family_classes\n\n"
-            f'AHNConfig, AHNForCausalLM = family_classes("{model_type.removeprefix(PREFIX)}")\n'
-        )
 
 
 def _make_config_class(base: Any) -> type[PreTrainedConfig]:

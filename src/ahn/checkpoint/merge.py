@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ahn.attach import attach
-from ahn.attach.families import write_remote_code
+from ahn.attach.saving import write_remote_code
 from ahn.checkpoint.hub import fetched, memory_folder
 from ahn.checkpoint.memory import StoredMemory, check_keys, read_memory, read_settings
 from ahn.checkpoint.names import (

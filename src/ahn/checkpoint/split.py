@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from ahn.attach import register_family
-from ahn.attach.families import PREFIX
+from ahn.attach.saving import PREFIX
 from ahn.checkpoint.memory import base_of, files_of, read_settings, released_config, write_memory
 from ahn.checkpoint.names import (
     BASE_CONFIG,
