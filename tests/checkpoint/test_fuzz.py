@@ -249,7 +249,7 @@ MERGED = {
         sorted(folder.glob("*.safetensors"))).unlink(),
     "index without a tensor": index_without,
     "index broken": lambda folder, chance: break_json(folder / INDEX, chance),
-    "config broken": lambda folder, chance: break_json(folder / "config.json", chance),
+    "config truncated": lambda folder, chance: truncate(folder / "config.json", chance),
     "config of another size": other_size,
 }  # fmt: skip
 
