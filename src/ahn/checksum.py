@@ -113,6 +113,12 @@ def has_checksum(path: Path) -> bool:
         return CHECKSUM in (file.metadata() or {})
 
 
+def tensor_bytes(path: Path) -> int:
+    """Size of a safetensors file without its header."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
 def opened(path: Path) -> Any:
     """A safetensors file, open; raises ValueError where it is none, or damaged."""
     try:

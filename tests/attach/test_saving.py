@@ -83,7 +83,7 @@ def test_the_backend_is_chosen_when_loading(backend, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=backend).eval()
     assert model.config._attn_implementation == "ahn"
     weights = model(random_ids(9), output_attentions=True).attentions
-    assert len(weights) == (2 if backend == "eager" else 0)
+    assert len(weights or ()) == (2 if backend == "eager" else 0)
     assert_close(one_shot(model, random_ids(60)), one_shot(shared_model(), random_ids(60)), 1e-6)
 
 

@@ -49,7 +49,9 @@ def test_merged_it_is_the_same_model_and_split_the_same_files(family, cell, layo
 def test_shards_keep_their_bytes_and_the_index_names_every_tensor(parts, tmp_path):
     seen = []
     merge(*parts, tmp_path / "merged", progress=lambda *each: seen.append(each))
-    index = json.loads((tmp_path / "merged" / INDEX).read_text())["weight_map"]
+    values = json.loads((tmp_path / "merged" / INDEX).read_text())
+    index, size = values["weight_map"], values["metadata"]["total_size"]
+    assert size == sum(p.nbytes for p in shared_model(cell="DeltaNet").state_dict().values())
     copies = sorted((tmp_path / "merged").glob("*.safetensors"))
     sources = [*sorted(parts[0].glob("*.safetensors")), parts[1] / "ahn_model.safetensors"]
     assert [x.read_bytes() for x in copies] == [x.read_bytes() for x in sources]

@@ -16,6 +16,7 @@ from ahn.checkpoint.memory import base_of, memory_state, save_pretrained
 
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 MEMORY_FILES = ["*.json", "*.safetensors"]
+BASE_FILES = [*MEMORY_FILES, "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
 
 
 def memory_folder(
@@ -39,7 +40,7 @@ def fetched(
     name: str | os.PathLike[str],
     revision: str | None,
     options: Mapping[str, Any],
-    patterns: list[str] | None,
+    patterns: list[str],
     what: str,
 ) -> Path:
     """A folder as it is, or those files of a repository on the hub; interrupted downloads go on."""

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ahn.attach import attach
 from ahn.attach.saving import write_remote_code
-from ahn.checkpoint.hub import fetched, memory_folder
+from ahn.checkpoint.hub import BASE_FILES, fetched, memory_folder
 from ahn.checkpoint.memory import StoredMemory, check_keys, read_memory, read_settings
 from ahn.checkpoint.names import (
     BASE_CONFIG,
@@ -25,7 +25,7 @@ from ahn.checkpoint.names import (
     is_memory,
 )
 from ahn.checkpoint.weights import PICKLES, Weights
-from ahn.checksum import BLOCK, INDEX
+from ahn.checksum import BLOCK, INDEX, tensor_bytes
 from ahn.files import folder_written_whole, written_whole
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
@@ -60,7 +60,9 @@ def merge(
     window: int | None = None,
     num_sinks: int | None = None,
     progress: Progress | None = None,
-    **hub: Any,
+    revision: str | None = None,
+    memory_revision: str | None = None,
+    token: str | None = None,
 ) -> None:
     """Write one folder with base and memory, that `AutoModelForCausalLM` loads.
 
@@ -74,15 +76,17 @@ def merge(
         out: a new or empty folder; it appears when it is complete.
         window, num_sinks: win over the memory's own.
         progress: told of every block copied.
-        hub: `token`, `cache_dir`, ..., and `revision`, `memory_revision`.
+        revision, memory_revision: branch, tag or commit of either on the hub.
+        token: of the hub, where either is private.
 
     Raises:
         ValueError: the two do not go together, or a file of theirs is not what it should be.
         OSError: the disk is full or cannot be written.
     """
     base, memory = embedded_folders(base, memory)
-    base_folder = fetched(base, hub.get("revision"), hub, None, "base")
-    folder = memory_folder(memory, hub.get("memory_revision"), hub)
+    options = {} if token is None else {"token": token}
+    base_folder = fetched(base, revision, options, BASE_FILES, "base")
+    folder = memory_folder(memory, memory_revision, options)
     parts = _checked(base_folder, folder, window, num_sinks)
     with folder_written_whole(out) as target:
         _copy_shards(parts, target, progress)
@@ -132,14 +136,9 @@ def _copy_shards(parts: _Merge, target: Path, progress: Progress | None) -> None
                 done += len(block)
                 if progress is not None:
                     progress(name, done, total)
-    size = sum(_bytes(part) for part in (parts.base, parts.memory))
+    size = sum(tensor_bytes(file) for file, _, _ in shards)
     files = {key: name for _, name, keys in shards for key in keys}
     _write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
-
-
-def _bytes(weights: Weights) -> int:
-    """Of the tensors alone."""
-    return sum((weights.folder / name).stat().st_size for name in weights.names)
 
 
 def _copy_others(base: Path, target: Path) -> None:
