@@ -61,6 +61,18 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path):
         assert offline.stdout == result.stdout and not hub.requests
 
 
+def test_a_released_memory_damaged_in_the_cache_is_seen(tmp_path):
+    base = save_base(tmp_path / "base")
+    with serve("someone/memory", save_memory(tmp_path / "memory", format="released")) as hub:
+        assert load_from(hub, base, tmp_path / "home").returncode == 0
+        blob = next((tmp_path / "home").rglob("model.safetensors")).resolve()
+        data = bytearray(blob.read_bytes())
+        data[-7] ^= 1  # a bit of a number, which stays finite
+        blob.write_bytes(data)
+        result = load_from(hub, base, tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert "model.safetensors: expected the bytes that were written" in result.stderr
+
+
 def test_a_name_that_the_hub_does_not_have_is_one_line(tmp_path):
     with serve("someone/memory", save_memory(tmp_path / "memory")) as hub:
         hub.name = "someone/other"
