@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ahn
+from ahn.attach.saving import is_memory
 from ahn.checkpoint import merge
 from ahn.checkpoint.memory import files_of
-from ahn.checkpoint.names import BASE_FACTS, FORMATS, is_memory
+from ahn.checkpoint.names import BASE_FACTS, FORMATS
 from ahn.checksum import INDEX, write_tensors
 from folders import save_base, save_memory
 from models import CELLS

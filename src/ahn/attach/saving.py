@@ -16,7 +16,13 @@ AUTO_MAP = {
     "AutoConfig": f"{REMOTE_CODE}.AHNConfig",
     "AutoModelForCausalLM": f"{REMOTE_CODE}.AHNForCausalLM",
 }
+PARTS = (".ahn.", ".ahn_router.")  # what tells a memory's key from the base's
 PLACE = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of a checkpoint
+
+
+def is_memory(key: str) -> bool:
+    """Whether a tensor of that name belongs to a memory."""
+    return any(part in key for part in PARTS)
 
 
 class SavedWithMemory:
@@ -45,7 +51,7 @@ class SavedWithMemory:
                 f"{name}: expected the shapes of {cls.__name__}, got others"
             ) from error
         if not _holds_memory(name, kwargs):
-            info["missing_keys"] = [key for key in info["missing_keys"] if ".ahn" not in key]
+            info["missing_keys"] = [key for key in info["missing_keys"] if not is_memory(key)]
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if found := sorted(map(str, info.get(kind) or ())):
                 raise ValueError(f"{name}: expected the keys of {cls.__name__}, {kind} {found[:3]}")

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ahn.attach.saving import is_memory
 from ahn.checkpoint.memory import read_settings
-from ahn.checkpoint.names import BASE_CONFIG, CONFIG_FILE, MARK, is_memory
+from ahn.checkpoint.names import BASE_CONFIG, CONFIG_FILE, MARK
 from ahn.checkpoint.weights import Weights
 from ahn.checksum import read_json
 from ahn.config import AHNConfig

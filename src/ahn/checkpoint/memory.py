@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ahn.attach import of_model
+from ahn.attach.saving import PREFIX, is_memory
 from ahn.checkpoint.names import (
     BASE_CONFIG,
     BASE_FACTS,
@@ -23,13 +23,12 @@ from ahn.checkpoint.names import (
     MARK,
     WEIGHTS_FILE,
     from_legacy,
-    is_memory,
     to_legacy,
 )
 from ahn.checkpoint.weights import Weights
 from ahn.checksum import has_checksum, read_json, write_tensors
 from ahn.config import AHNConfig
-from ahn.files import written_whole
+from ahn.files import write_json
 
 
 @dataclass(frozen=True)
@@ -72,21 +71,24 @@ def save_pretrained(
     settings = of_model(model).config
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    if format == "released":
-        values: Mapping[str, Any] = released_config(model.config, settings)
-    else:
-        values = {"ahn_config": settings.to_dict(), "base": base_of(model.config)}
-    write_memory(target, memory_state(model), values, format)
+    write_memory(target, memory_state(model), model.config, settings, format)
 
 
 def write_memory(
-    folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], layout: str
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: PreTrainedConfig,
+    settings: AHNConfig,
+    layout: str,
 ) -> None:
-    """Write the two files of a memory's folder."""
+    """Write the two files of a memory's folder; `config` is the base's or the attached model's."""
     config_name, weights_name = files_of(layout)
     write_tensors(folder / weights_name, state)
-    with written_whole(folder / config_name) as temporary:
-        temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if layout == "released":
+        values = released_config(config, settings)
+    else:
+        values = {"ahn_config": settings.to_dict(), "base": base_of(config)}
+    write_json(folder / config_name, values)
 
 
 def read_memory(
@@ -165,7 +167,7 @@ def base_facts(config: PreTrainedConfig) -> dict[str, Any]:
     """The values of a base's config that a memory depends on."""
     text = config.get_text_config(decoder=True)
     facts = {name: getattr(text, name, None) for name in BASE_FACTS}
-    return {**facts, "model_type": config.model_type.removeprefix("ahn_")}
+    return {**facts, "model_type": config.model_type.removeprefix(PREFIX)}
 
 
 def base_of(config: PreTrainedConfig) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ahn.attach import attach
-from ahn.attach.saving import write_remote_code
+from ahn.attach.saving import is_memory, write_remote_code
 from ahn.checkpoint.hub import BASE_FILES, fetched, memory_folder
-from ahn.checkpoint.memory import StoredMemory, check_keys, read_memory, read_settings
+from ahn.checkpoint.memory import StoredMemory, check_keys, files_of, read_memory, read_settings
 from ahn.checkpoint.names import (
     BASE_CONFIG,
-    CONFIG_FILE,
     RELEASED_CONFIG,
     embedded_folders,
-    is_memory,
 )
 from ahn.checkpoint.weights import PICKLES, Weights
 from ahn.checksum import BLOCK, INDEX, tensor_bytes
-from ahn.files import folder_written_whole, written_whole
+from ahn.files import folder_written_whole, write_json
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 NOT_COPIED = (*PICKLES, ".safetensors", ".h5", ".msgpack", ".gguf", ".onnx")
@@ -138,7 +135,7 @@ def _copy_shards(parts: _Merge, target: Path, progress: Progress | None) -> None
                     progress(name, done, total)
     size = sum(tensor_bytes(file) for file, _, _ in shards)
     files = {key: name for _, name, keys in shards for key in keys}
-    _write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
+    write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
 
 
 def _copy_others(base: Path, target: Path) -> None:
@@ -155,14 +152,9 @@ def _write_configs(parts: _Merge, memory: Path, target: Path) -> None:
     config, settings = parts.config, parts.stored.settings
     config.architectures = [f"AHN{name}" for name in config.architectures or ()] or None
     values = config.to_dict()
-    _write_json(target / BASE_CONFIG, values)
+    write_json(target / BASE_CONFIG, values)
     write_remote_code(target, values["model_type"])
-    own, name = (CONFIG_FILE, CONFIG_FILE) if parts.stored.layout == "ahn" else (
-        BASE_CONFIG, RELEASED_CONFIG)  # fmt: skip
+    own = files_of(parts.stored.layout)[0]
+    name = RELEASED_CONFIG if own == BASE_CONFIG else own
     if read_settings(memory)[0] == settings:
         shutil.copyfile(memory / own, target / name)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

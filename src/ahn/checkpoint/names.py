@@ -16,7 +16,6 @@ CONFIG_FILE, WEIGHTS_FILE = "ahn_config.json", "ahn_model.safetensors"
 RELEASED_CONFIG = "ahn_released_config.json"  # a released memory's config.json in a merged folder
 FORMATS = ("ahn", "released")
 
-PARTS = (".ahn.", ".ahn_router.")  # what tells a memory's key from the base's
 MARK = "_ahn_implementation"  # in a config.json of the released layout
 
 # Settings by their names in released checkpoints (config.json, read raw: transformers' own config
@@ -46,11 +45,6 @@ def embedded_folders(base: Any, memory: Any) -> tuple[Any, Any]:
         return base, memory
     shipped = EMBEDDED_FOLDER / "memories" / memory if memory else None
     return EMBEDDED_FOLDER / "base", shipped if shipped is not None and shipped.is_dir() else memory
-
-
-def is_memory(key: str) -> bool:
-    """Whether a tensor of that name belongs to a memory."""
-    return any(part in key for part in PARTS)
 
 
 def from_legacy(values: Mapping[str, Any]) -> AHNConfig:

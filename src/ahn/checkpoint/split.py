@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from ahn.attach import register_family
-from ahn.attach.saving import PREFIX
-from ahn.checkpoint.memory import base_of, files_of, read_settings, released_config, write_memory
+from ahn.attach.saving import PREFIX, is_memory
+from ahn.checkpoint.memory import files_of, read_settings, write_memory
 from ahn.checkpoint.names import (
     BASE_CONFIG,
     CONFIG_FILE,
@@ -20,7 +19,6 @@ from ahn.checkpoint.names import (
     MARK,
     RELEASED_CONFIG,
     from_legacy,
-    is_memory,
 )
 from ahn.checkpoint.weights import Weights
 from ahn.checksum import read_json
@@ -57,7 +55,7 @@ def split(
             shutil.copyfile(kept[1], target / config_name)
             shutil.copyfile(source / next(iter(names)), target / weights_name)
         else:
-            write_memory(target, state, _memory_config(config, settings, layout), layout)
+            write_memory(target, state, config, settings, layout)
 
 
 def _merged_settings(folder: Path) -> tuple[AHNConfig, Any]:
@@ -80,9 +78,3 @@ def _kept_config(folder: Path, settings: AHNConfig) -> tuple[str, Path] | None:
     if released.is_file() and from_legacy(read_json(released)) == settings:
         return "released", released
     return None
-
-
-def _memory_config(config: Any, settings: AHNConfig, layout: str) -> Mapping[str, Any]:
-    if layout == "released":
-        return released_config(config, settings)
-    return {"ahn_config": settings.to_dict(), "base": base_of(config)}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ahn.checkpoint.names import BASE_WEIGHTS, WEIGHTS_FILE, is_memory
+from ahn.attach.saving import is_memory
+from ahn.checkpoint.names import BASE_WEIGHTS, WEIGHTS_FILE
 from ahn.checksum import INDEX, check_sum, indexed, keys_of, opened
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ahn.attach import of_model
+from ahn.attach.saving import is_memory
 from ahn.calls import FULL
 from ahn.training.losses import kl_from_hidden
-
-MEMORY_PARAMETERS = (".ahn.", ".ahn_router.")
 
 
 def distillation_loss(
@@ -127,11 +126,7 @@ def distill(
 def memory_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
     of_model(model)
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if any(part in name for part in MEMORY_PARAMETERS)
-    }
+    return {name: parameter for name, parameter in model.named_parameters() if is_memory(name)}
 
 
 def warmup_cosine(step: int, total_steps: int, warmup: float) -> float:
