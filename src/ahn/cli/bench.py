@@ -42,7 +42,7 @@ Lengths = Annotated[
 ]
 Tokens = Annotated[int, Option(parser=integer(1), metavar="N", help="Tokens read before.")]
 Repeats = Annotated[int, Option(parser=integer(1), metavar="N", help="Runs; their median counts.")]
-Steps = Annotated[str, Option(help="Of auto, eager, graph and compile, joined by commas.")]
+Steps = Annotated[str, Option(help="Of auto, eager, graph, fused and compile, joined by commas.")]
 NewTokens = Annotated[int, Option(parser=integer(8), metavar="N", help="Tokens to time.")]
 Sizes = Annotated[
     Any,
@@ -85,7 +85,7 @@ def decode(
     model: Shape = "qwen2.5-3b",
     tokens: Tokens = 131072,
     methods: Methods = "ahn,window,full",
-    steps: Steps = "eager,graph",
+    steps: Steps = "eager,graph,fused",
     new_tokens: NewTokens = 128,
     memory: Cell = "GatedDeltaNet",
     window: Window = 32640,
@@ -110,7 +110,7 @@ def batch(
     tokens: Tokens = 131072,
     methods: Methods = "ahn,full",
     sizes: Sizes = None,
-    step: Annotated[str, Option(help="auto, eager, graph or compile.")] = "auto",
+    step: Annotated[str, Option(help="auto, eager, graph, fused or compile.")] = "auto",
     new_tokens: NewTokens = 32,
     memory: Cell = "GatedDeltaNet",
     window: Window = 32640,
