@@ -17,7 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from ahn.attach import attach, disabled, memory_off
+from ahn.attach import attach, disabled, memory_off, use_liger
 from ahn.cache import AHNCache
 from ahn.config import AHNConfig
 from ahn.cost import Shape
@@ -70,7 +70,7 @@ def build(
     Args:
         name: one of `SHAPES` or a config.json, with random weights; a folder or hub name with
             weights gets those.
-        liger: patch the model's norms, RoPE and MLP with Liger-Kernel.
+        liger: see `ahn.attach.use_liger`.
 
     Raises:
         ValueError: a name that is none of these, or a model that takes no memory.
@@ -83,22 +83,14 @@ def build(
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         model.to(device)  # type: ignore[arg-type]
     weights = sum(x.nbytes for x in {p.data_ptr(): p for p in model.parameters()}.values())
-    if liger:
-        _patch(model)
     attach(model.eval(), settings)
+    if liger:
+        use_liger(model)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith(".ahn.fn.o_proj.weight"):
                 parameter.normal_(std=0.02)  # a fresh one is zero: products of zeros are faster
     return BenchModel(model, settings, Shape.of(model.config), weights)
-
-
-def _patch(model: PreTrainedModel) -> None:
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    _apply_liger_kernel_to_instance(
-        model, rope=True, cross_entropy=False, fused_linear_cross_entropy=False
-    )
 
 
 def _config(name: str) -> Any:

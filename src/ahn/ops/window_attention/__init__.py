@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -54,16 +55,18 @@ def window_attention(
         raise ValueError(
             f"window_attention: expected at least {query.shape[2]} keys, got {count(keys)}"
         )
-    options = (window, start, scale, dropout)
+    reference = partial(
+        blocked_window_attention,
+        sink_key=sink_key, sink_value=sink_value,
+        window=window, start=start, scale=scale, dropout=dropout,
+    )  # fmt: skip
     if not isinstance(start, int) or why_not_dense(query, values[0], dropout):
-        ordered = (query, joined(keys), joined(values))
-        return blocked_window_attention(*ordered, sink_key, sink_value, *options)
+        return reference(query, joined(keys), joined(values))
     known = min(max(0, sink_key.shape[2] - start - before), query.shape[2])
     parts = []  # queries that are sinks themselves come in a text's first chunk alone
     if known:
         key, value = (joined(columns(x, 0, before + known)) for x in (keys, values))
-        ordered = (query[:, :, :known], key, value)
-        parts.append(blocked_window_attention(*ordered, sink_key, sink_value, *options))
+        parts.append(reference(query[:, :, :known], key, value))
     if known < query.shape[2]:
         rest = (query[:, :, known:], keys, values, sink_key, sink_value)
         parts.append(dense_window_attention(*rest, window, start, scale))
