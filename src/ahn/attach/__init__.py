@@ -18,7 +18,7 @@ from ahn.attach.families import (
     take_over_attention,
 )
 from ahn.attach.install import install, of_model, uninstall
-from ahn.attach.liger import drop_liger, use_liger
+from ahn.attach.liger import drop_liger, use_liger, uses_liger
 from ahn.attach.step import Step
 from ahn.attach.support import UnsupportedModel, check_supported
 from ahn.calls import FULL, WINDOW
@@ -38,6 +38,7 @@ __all__ = [
     "of_model",
     "register_family",
     "use_liger",
+    "uses_liger",
 ]
 
 BASE = "ahn_base"  # attribute of a model attached in place: its class and config before

@@ -45,6 +45,11 @@ def drop_liger(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def uses_liger(model: PreTrainedModel) -> bool:
+    """Whether `use_liger` has been called on the model, and not undone."""
+    return hasattr(model.get_decoder(), PATCHED)
+
+
 def _why_not(decoder: Any, modules: list[nn.Module]) -> str | None:
     if hasattr(decoder, PATCHED):
         return "a model without Liger's kernels, got one that has them"
