@@ -13,9 +13,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ahn.beside import beside
 from ahn.cache_layer import Pieces, gather_rows
-from ahn.calls import FULL, LayerCall, LazyMask
+from ahn.calls import FULL, AllKept, LayerCall, LazyMask
 from ahn.decoding import decode_one_token
-from ahn.eviction import leaving, merge, remember
+from ahn.eviction import Evicted, leaving, merge, remember
 from ahn.ops.window_attention import count, why_not_dense, window_attention
 
 NAME = "ahn"  # of the attention function, as transformers knows it
@@ -40,6 +40,9 @@ def ahn_attention(
 
     Returns:
         `[B, C, H, V]`, and attention weights where the base's own function gave some.
+
+    Raises:
+        AllKept: the call is the last of a forward of which only the cache is wanted.
     """
     if ahn is None:
         raise RuntimeError(f"{type(module).__name__}: expected attach's hook to run before it")
@@ -50,6 +53,9 @@ def ahn_attention(
         function = _base_function(module)
         return function(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
 
+    if ahn.ends:
+        _keep(module, query, key, value, ahn)
+        raise AllKept
     if ahn.step.mode == FULL or ahn.memory is None:
         return base(key, value)
     if ahn.step.decoding is not None:
@@ -108,16 +114,7 @@ def _many_tokens(
     call: LayerCall,
 ) -> Tensor:
     """A chunk: the cached window and the new tokens in order; the oldest leave."""
-    window = call.step.window
-    keys: Pieces = (key,)
-    values: Pieces = (value,)
-    past_gates = None
-    if call.cache is not None and call.seen:
-        past_keys, past_values, past_gates = call.cache.recent()
-        keys, values = (*past_keys, key), (*past_values, value)
-    first = call.seen + query.shape[2] - count(keys)
-    number = max(0, count(keys) - window)
-    evicted = leaving(keys, values, past_gates, number, first, call)
+    keys, values, first, evicted = _in_order(query, key, value, call)
     start: int | Tensor = first - call.step.max_padding
     if call.step.padding is not None and start < call.step.num_sinks:
         start = call.positions(first, 1)[:, 0]  # rows differ in what is a sink, and what padding
@@ -125,12 +122,39 @@ def _many_tokens(
         read, gates = remember(module, query, evicted, call)
     out = window_attention(
         query, keys, values, *_sinks(key, value, call),
-        window=window, start=start, scale=scaling, dropout=dropout,
+        window=call.step.window, start=start, scale=scaling, dropout=dropout,
     )  # fmt: skip
     wait()
     if call.cache is not None:
         call.cache.store(key, value, gates)
     return merge(out.transpose(1, 2), read)
+
+
+def _keep(module: Any, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> None:
+    """What `ahn_attention` leaves in the cache, without the attention.
+
+    A layer with full attention, and one without a memory, has kept its tokens before.
+    """
+    if call.cache is None or call.step.mode == FULL:
+        return
+    *_, evicted = _in_order(query, key, value, call)
+    _, gates = remember(module, query, evicted, call)
+    call.cache.store(key, value, gates)
+
+
+def _in_order(
+    query: Tensor, key: Tensor, value: Tensor, call: LayerCall
+) -> tuple[Pieces, Pieces, int, Evicted]:
+    """The cached window and the new tokens, keys and values; the first one's index; what leaves."""
+    keys: Pieces = (key,)
+    values: Pieces = (value,)
+    past_gates = None
+    if call.cache is not None and call.seen:
+        past_keys, past_values, past_gates = call.cache.recent()
+        keys, values = (*past_keys, key), (*past_values, value)
+    first = call.seen + query.shape[2] - count(keys)
+    number = max(0, count(keys) - call.step.window)
+    return keys, values, first, leaving(keys, values, past_gates, number, first, call)
 
 
 def _sinks(key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]:

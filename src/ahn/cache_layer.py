@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ahn.config import AHNConfig
+from ahn.ops.moving import wide
 
 Pieces = tuple[Tensor, ...]
 Pairs = list[tuple[Tensor, Tensor]]  # a buffer, and new tokens for it
@@ -147,6 +148,7 @@ class AHNCacheLayer(CacheLayerMixin):
 
     def _put_spans(self, pairs: Pairs, kept: Ranges) -> None:
         """Copy columns `kept` of new tokens `[B, *, C, *]` into buffers, slice by slice."""
+        pairs = [(buffer, new) for buffer, new in (wide(*pair) for pair in pairs)]
         for first, last in kept:
             for slots in self._spans(self.seen + first, last - first):
                 size = slots.stop - slots.start

@@ -64,6 +64,7 @@ class Pass:
     max_padding: int = 0
     segments: tuple[tuple[tuple[int, int], ...], ...] | None = None  # packed documents of each row
     decoding: Decoding | None = None  # of one new token a row
+    keeps_alone: bool = False  # whether nothing is asked for but what the cache keeps
 
     @property
     def budget(self) -> int:
@@ -83,6 +84,7 @@ class LayerCall:
     hidden: Tensor  # [B, C, D], pre-normed
     rope: tuple[Tensor, Tensor] | None  # cos and sin of the new tokens
     cache: AHNCacheLayer | None
+    ends: bool = False  # whether the forward ends once this layer's cache has what it keeps
 
     @property
     def seen(self) -> int:
@@ -103,6 +105,10 @@ class LayerCall:
             rope = (cos[:, first:last], sin[:, first:last])
         hidden = self.hidden[row : row + 1, first:last]
         return replace(self, step=replace(self.step, segments=None), hidden=hidden, rope=rope)
+
+
+class AllKept(Exception):
+    """Raised by the last layer of a forward of which only the cache is wanted: that is complete."""
 
 
 class LazyMask:

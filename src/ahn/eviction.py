@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ahn.calls import WINDOW, LayerCall
+from ahn.ops.moving import joined
 from ahn.ops.window_attention import columns
 
 
@@ -36,17 +37,20 @@ def leaving(
     Args:
         keys, values: `[B, G, T_i, *]`, in order; gates: `[B, H, P_i, n]` of those cached.
     """
-    key, value = (_copied(x, count) for x in (keys, values))
-    past = None if gates is None else _copied(gates, count).transpose(1, 2)
+    # In place where it can be: a ring is written over once it has been read, but not before a
+    # backward has read it again.
+    held = call.cache is None or not torch.is_grad_enabled()
+    key, value = (_first(x, count, held) for x in (keys, values))
+    past = None if gates is None else _first(gates, count, held).transpose(1, 2)
     position = call.positions(first, count)
     all_written = first - call.step.max_padding >= call.step.num_sinks
     keep = None if all_written else position >= call.step.num_sinks
     return Evicted(key, value, past, position, keep)
 
 
-def _copied(pieces: Sequence[Tensor], count: int) -> Tensor:
-    """The first tokens of a ring, that is about to be overwritten."""
-    return torch.cat(columns(pieces, 0, count) or [pieces[0][:, :, :0]], 2)
+def _first(pieces: Sequence[Tensor], count: int, held: bool) -> Tensor:
+    found = columns(pieces, 0, count) or [pieces[0][:, :, :0]]
+    return joined(found) if held else torch.cat(found, 2)
 
 
 def remember(
@@ -86,9 +90,15 @@ def memory_query(module: Any, query: Tensor, count: int, call: LayerCall) -> Ten
 
 
 def merge(out: Tensor, read: Tensor | None) -> Tensor:
-    """Add what the last queries read `[B, E, H, V]` to the exact output `[B, C, H, V]`."""
+    """Add what the last queries read `[B, E, H, V]` to the exact output `[B, C, H, V]`.
+
+    In place where no gradient is taken: nobody else has seen `out`.
+    """
     if read is None or not read.shape[1]:
         return out
     exact = out.shape[1] - read.shape[1]
+    if not torch.is_grad_enabled() and out.dtype == read.dtype:
+        out[:, exact:] += read
+        return out
     merged = out[:, exact:] + read
     return merged if not exact else torch.cat([out[:, :exact], merged], 1)

@@ -32,8 +32,8 @@ class AHNLayer(nn.Module):
 class AttentionHook:
     """Before a layer's `self_attn`: hand its memory, hidden states and cache to the attention."""
 
-    def __init__(self, layer: nn.Module, index: int) -> None:
-        self.layer, self.index = layer, index
+    def __init__(self, layer: nn.Module, index: int, is_last: bool) -> None:
+        self.layer, self.index, self.is_last = layer, index, is_last
 
     def __call__(
         self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -68,6 +68,7 @@ class AttentionHook:
             hidden=hidden,
             rope=kwargs.get("position_embeddings"),
             cache=layer_cache if memory is not None else None,
+            ends=self.is_last and step.keeps_alone and cache is not None and step.decoding is None,
         )
         return args, {**kwargs, "ahn": call}
 
@@ -79,6 +80,7 @@ class DecoderHook:
     of other settings: `ahn_mode` (`full`, `window` or `memory`), `ahn_window`, `ahn_sinks`.
     A fourth, `ahn_position` `[B]`, says on the device where one new token of every row goes; the
     host's counters are then the caller's (`AHNCache.advance`), so the forward can be captured.
+    A fifth, `ahn_keeps_alone`, ends the forward as `ahn.attach.reading.read` expects it.
     """
 
     def __init__(self, config: AHNConfig) -> None:
@@ -111,6 +113,7 @@ class DecoderHook:
             mode=kwargs.pop("ahn_mode", None) or self.mode,
             window=self.config.window if window is None else window,
             num_sinks=self.config.num_sinks if sinks is None else sinks,
+            keeps_alone=kwargs.pop("ahn_keeps_alone", False),
         )
 
     def _bounded(

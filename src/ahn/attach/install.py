@@ -28,10 +28,11 @@ def install(model: Any, config: AHNConfig, kernels: str = "auto") -> None:
     check_supported(model, config)
     decoder = model.get_decoder()
     handles = []
-    for index, layer in enumerate(decoder_layers(model)):
+    layers = decoder_layers(model)
+    for index, layer in enumerate(layers):
         if index not in config.full_attention_layers:
             _add_memory(model, layer, config, kernels)
-        before = AttentionHook(layer, index)
+        before = AttentionHook(layer, index, is_last=index == len(layers) - 1)
         handles.append(layer.self_attn.register_forward_pre_hook(before, with_kwargs=True))
     hook = DecoderHook(config)
     handles.append(decoder.register_forward_pre_hook(hook, with_kwargs=True))

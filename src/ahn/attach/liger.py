@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -96,9 +97,19 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
-    from liger_kernel.ops import LigerSiLUMulFunction
+    gate, up = module.gate_proj(x), module.up_proj(x)
+    return module.down_proj(_silu_mul(gate, up, is_ours=not module.gate_proj._forward_hooks))
 
-    return module.down_proj(LigerSiLUMulFunction.apply(module.gate_proj(x), module.up_proj(x)))
+
+def _silu_mul(gate: Tensor, up: Tensor, is_ours: bool) -> Tensor:
+    """silu(gate) * up, over `gate` where no gradient and nobody else needs it."""
+    if torch.is_grad_enabled() or not is_ours:
+        from liger_kernel.ops import LigerSiLUMulFunction
+
+        return LigerSiLUMulFunction.apply(gate, up)
+    from ahn.ops.silu_mul import silu_mul_
+
+    return silu_mul_(gate, up)
 
 
 def _rope(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

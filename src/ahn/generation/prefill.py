@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ahn.attach.chunk import prefill_chunk
 from ahn.attach.inputs import left_padding
+from ahn.attach.reading import read
 from ahn.cache import AHNCache
 
 
@@ -51,7 +52,7 @@ def prefill(
             )
             logits = output.logits[:, -1]
         else:
-            model.get_decoder()(input_ids=piece, past_key_values=cache, use_cache=True, **options)
+            read(model, input_ids=piece, past_key_values=cache, **options)
     if logits is None:
         raise ValueError("prompt: expected at least one token, got none")
     return logits, cache

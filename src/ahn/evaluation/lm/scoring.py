@@ -6,13 +6,13 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from ahn.attach.reading import read
 from ahn.evaluation.lm.readings import Reading
 from ahn.evaluation.streaming import CHUNK, held_bytes, new_cache
 
@@ -50,12 +50,13 @@ def score_batch(
     scores = {span.request: Score() for reading in batch for span in reading.spans}
     cache = new_cache(model)
     for first, last, is_scored in _pieces(batch, chunk, max(1, CHUNK // len(batch))):
-        options = _inputs(ids, mask, first, last)
-        reader: Any = model if is_scored else model.get_decoder()
-        output = reader(**options, past_key_values=cache, use_cache=True)
-        if is_scored:
-            _score_piece(output.logits, batch, ids.shape[1], first, dtype, scores)
-        del output
+        options = {**_inputs(ids, mask, first, last), "past_key_values": cache}
+        if not is_scored:
+            read(model, **options)
+            continue
+        logits = model(**options, use_cache=True).logits
+        _score_piece(logits, batch, ids.shape[1], first, dtype, scores)
+        del logits
     return scores, held_bytes(cache)
 
 
@@ -106,12 +107,13 @@ def _read_on(
     """Read the tokens `[begin, end)` of one text and score what they carry."""
     ids = torch.tensor([reading.inputs[begin:end]], device=model.device)
     for first, last, is_scored in _pieces([reading], chunk, CHUNK, begin, end):
-        reader: Any = model if is_scored else model.get_decoder()
         piece = ids[:, first - begin : last - begin]
-        output = reader(input_ids=piece, past_key_values=cache, use_cache=True)
-        if is_scored:
-            _score_piece(output.logits, [reading], len(reading), first, dtype, scores)
-        del output
+        if not is_scored:
+            read(model, input_ids=piece, past_key_values=cache)
+            continue
+        logits = model(input_ids=piece, past_key_values=cache, use_cache=True).logits
+        _score_piece(logits, [reading], len(reading), first, dtype, scores)
+        del logits
 
 
 def _left_padded(batch: Sequence[Reading], device: torch.device) -> tuple[Tensor, Tensor | None]:

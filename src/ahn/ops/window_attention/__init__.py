@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ahn.ops.moving import joined
 from ahn.ops.window_attention.dense import dense_window_attention, why_not_dense
-from ahn.ops.window_attention.pieces import columns, count, joined
+from ahn.ops.window_attention.pieces import columns, count
 from ahn.ops.window_attention.reference import blocked_window_attention
 
 __all__ = ["columns", "count", "slot_attention", "why_not_dense", "window_attention"]

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ahn.ops.window_attention.pieces import columns, count, joined
+from ahn.ops.moving import flipped, joined
+from ahn.ops.window_attention.pieces import columns, count
 
 TESTED_TORCH = (2, 11)  # from here on the operator takes grouped heads
 LARGEST_DIM = 128
@@ -75,10 +76,8 @@ def dense_window_attention(
         if lost[0]:
             # Backwards in queries and keys this triangle is a causal one. Its last query is the
             # first to see nothing there.
-            first, key, value = (
-                x.flip(2) for x in (block[:, :, :-1], joined(lost[0]), joined(lost[1]))
-            )
-            far = attend(first, key, value, True, scale)
+            last, key, value = map(flipped, (block[:, :, :-1], joined(lost[0]), joined(lost[1])))
+            far = attend(last, key, value, True, scale)
         outputs.append(join(near, shared, far))
         before = after
     return joined(outputs)

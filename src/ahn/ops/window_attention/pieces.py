@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -22,8 +21,3 @@ def columns(pieces: Sequence[Tensor], low: int, high: int) -> list[Tensor]:
             found.append(piece[:, :, chosen])
         first += piece.shape[2]
     return found
-
-
-def joined(pieces: Sequence[Tensor]) -> Tensor:
-    """`[B, G, T, *]`; one piece stays where it is."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), 2)
