@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ahn.attach.chunk import prefill_chunk
+from ahn.attach.hooks import PROMPT
 from ahn.attach.install import install, of_model
 from ahn.attach.saving import AUTO_MAP, PREFIX, SavedWithMemory
 from ahn.attach.step import GenerateStep
@@ -127,6 +128,7 @@ def _read_in_chunks(model: Any, generation_config: Any, inputs: dict[str, Any]) 
     begun = cache is None or cache.get_seq_length()
     if begun or mask is None or inputs.get("inputs_embeds") is not None:
         return
+    inputs[PROMPT] = mask.shape[1]
     chunk = prefill_chunk(model, mask.shape[0])
     if generation_config.prefill_chunk_size is None and mask.shape[1] > chunk:
         generation_config.prefill_chunk_size = chunk

@@ -19,6 +19,7 @@ from ahn.config import AHNConfig
 from ahn.memory import Memory, PositionRouter
 
 PASS = "ahn_pass"  # keyword under which a Pass travels through the decoder's layers
+PROMPT = "ahn_prompt"  # keyword that tells `GenerateStep` the prompt's length; nobody else looks
 
 
 class AHNLayer(nn.Module):
@@ -108,6 +109,7 @@ class DecoderHook:
         return (), {**kwargs, PASS: step}
 
     def _settings(self, kwargs: dict[str, Any]) -> Pass:
+        kwargs.pop(PROMPT, None)
         window, sinks = kwargs.pop("ahn_window", None), kwargs.pop("ahn_sinks", None)
         return Pass(
             mode=kwargs.pop("ahn_mode", None) or self.mode,

@@ -103,7 +103,8 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
 
 def _silu_mul(gate: Tensor, up: Tensor, is_ours: bool) -> Tensor:
     """silu(gate) * up, over `gate` where no gradient and nobody else needs it."""
-    if torch.is_grad_enabled() or not is_ours:
+    plain = gate.is_contiguous() and up.is_contiguous()
+    if torch.is_grad_enabled() or not (is_ours and plain):
         from liger_kernel.ops import LigerSiLUMulFunction
 
         return LigerSiLUMulFunction.apply(gate, up)

@@ -10,12 +10,15 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ahn.attach.fused import FusedDecoder, why_not_fused_step
+from ahn.attach.hooks import PROMPT
 from ahn.attach.install import of_model
+from ahn.attach.reading import read
 from ahn.cache import AHNCache
 from ahn.cache_layer import BATCHED
 from ahn.calls import FULL
 
 STEPS = ("auto", "eager", "graph", "fused", "compile")
+READ = ("input_ids", "attention_mask", "position_ids", "past_key_values")  # by early chunks
 MOVING_ROPE = ("dynamic", "longrope")  # frequencies that the host recomputes as the text grows
 
 
@@ -130,7 +133,10 @@ class GenerateStep:
         self.step: Step | None = None
 
     def __call__(self, **inputs: Any) -> Any:
-        cache = inputs["past_key_values"]
+        cache, prompt = inputs["past_key_values"], inputs.pop(PROMPT, 0)
+        if _is_early_chunk(inputs, prompt):
+            read(self.model, **{name: inputs[name] for name in READ if name in inputs})
+            return CausalLMOutputWithPast(past_key_values=cache)
         if not _is_plain_step(inputs):
             return self.model(**inputs)
         if self.step is None:
@@ -144,8 +150,19 @@ class GenerateStep:
 def _is_plain_step(inputs: dict[str, Any]) -> bool:
     """Whether a forward of `generate` reads one token a row and wants logits alone."""
     ids, cache = inputs.get("input_ids"), inputs["past_key_values"]
-    wanted = any(inputs.get(name) for name in ("output_attentions", "output_hidden_states"))
-    return ids is not None and ids.shape[1] == 1 and cache.get_seq_length() > 0 and not wanted
+    one = ids is not None and ids.shape[1] == 1
+    return one and cache.get_seq_length() > 0 and not _wants_more(inputs)
+
+
+def _is_early_chunk(inputs: dict[str, Any], prompt: int) -> bool:
+    """Whether a forward of `generate` ends before a prompt of so many tokens does."""
+    ids, cache = inputs.get("input_ids"), inputs["past_key_values"]
+    early = ids is not None and cache.get_seq_length() + ids.shape[1] < prompt
+    return early and not _wants_more(inputs)
+
+
+def _wants_more(inputs: dict[str, Any]) -> bool:
+    return any(inputs.get(name) for name in ("output_attentions", "output_hidden_states"))
 
 
 def _tensors(cache: AHNCache) -> list[Tensor]:
