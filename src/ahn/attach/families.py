@@ -83,7 +83,13 @@ class AHNModelMixin(SavedWithMemory):
         )
 
     def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         cache = model_kwargs.get("past_key_values")
         if of_model(self).mode != FULL:
@@ -91,9 +97,9 @@ class AHNModelMixin(SavedWithMemory):
             if cache is None and generation_config.use_cache is not False:
                 generation_config.cache_implementation = None
                 model_kwargs["past_key_values"] = AHNCache(self.config)
-            _read_in_chunks(self, generation_config, model_kwargs)
+            _read_in_chunks(self, generation_config, model_kwargs, batch_size)
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
-            generation_config, model_kwargs, *args, **kwargs
+            generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
         )
 
     def _valid_auto_compile_criteria(
@@ -119,18 +125,23 @@ class AHNModelMixin(SavedWithMemory):
         raise AttributeError("continuous batching does not know the bounded cache")
 
 
-def _read_in_chunks(model: Any, generation_config: Any, inputs: dict[str, Any]) -> None:
+def _read_in_chunks(model: Any, generation_config: Any, inputs: dict[str, Any], batch: int) -> None:
     """Let a prompt longer than a chunk be read in several, where nothing else was asked for.
 
     Not one that goes on with a cache: before transformers 5.19 that is read from its beginning.
     """
     cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
     begun = cache is None or cache.get_seq_length()
-    if begun or mask is None or inputs.get("inputs_embeds") is not None:
+    # Later versions of transformers 5 drop a mask of ones, and note its length.
+    length = getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
+    if begun or not length or inputs.get("inputs_embeds") is not None:
         return
-    inputs[PROMPT] = mask.shape[1]
-    chunk = prefill_chunk(model, mask.shape[0])
-    if generation_config.prefill_chunk_size is None and mask.shape[1] > chunk:
+    inputs[PROMPT] = length
+    rows = batch * max(
+        generation_config.num_beams or 1, generation_config.num_return_sequences or 1
+    )
+    chunk = prefill_chunk(model, rows)
+    if generation_config.prefill_chunk_size is None and length > chunk:
         generation_config.prefill_chunk_size = chunk
 
 
