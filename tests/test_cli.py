@@ -143,6 +143,10 @@ def test_the_embedded_model_has_a_memory_unless_told(monkeypatch):
         (["--prompt", "x", "--top-p", "0"], "--top-p: expected a number above 0 and at most 1"),
         (["--prompt", "x", "--temperature", "-1"], "--temperature: expected a number >= 0"),
         (["--prompt", "x", "--dtype", "int8"], "--dtype: expected one of auto, float32"),
+        (
+            ["--prompt", "x", "--liger", "--device", "cpu"],
+            "use_liger: expected all weights on CUDA",
+        ),
         (["--prompt", "x", "--device", "abacus"], "--device: expected one that PyTorch can use"),
         (["--prompt", "x", "--unknown"], "command line: expected an option of --help"),
         (["--prompt", "x", "--memory", "Elman"], "memory: expected a folder or a name on the hub"),

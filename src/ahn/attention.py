@@ -118,6 +118,7 @@ def _many_tokens(
     start: int | Tensor = first - call.step.max_padding
     if call.step.padding is not None and start < call.step.num_sinks:
         start = call.positions(first, 1)[:, 0]  # rows differ in what is a sink, and what padding
+    state = None if call.cache is None else call.cache.recurrent_state
     with beside(query.device) as wait:
         read, gates = remember(module, query, evicted, call)
     out = window_attention(
@@ -125,6 +126,7 @@ def _many_tokens(
         window=call.step.window, start=start, scale=scaling, dropout=dropout,
     )  # fmt: skip
     wait()
+    del state  # that what runs beside has read: until here its memory may not be given away
     if call.cache is not None:
         call.cache.store(key, value, gates)
     return merge(out.transpose(1, 2), read)

@@ -110,6 +110,7 @@ def generate(
     seed: options.Seed = None,
     dtype: options.Dtype = "auto",
     device: options.Device = None,
+    liger: options.Liger = False,
 ) -> None:
     """Continue a prompt from exactly one of --prompt, --file and - (standard input).
 
@@ -123,7 +124,7 @@ def generate(
 
     answering = Answering(max_new_tokens, prefill_chunk_size, temperature, top_k, top_p)
     with _prompt(source, prompt, file) as texts:
-        loaded = load(ModelChoice(model, memory, window, num_sinks, dtype, device))
+        loaded = load(ModelChoice(model, memory, window, num_sinks, dtype, device, liger))
         if seed is not None:
             torch.manual_seed(seed)
         answer(loaded, texts, answering)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ahn import embedded, generation
-from ahn.attach import attach, disabled, memory_off, of_model
+from ahn.attach import attach, disabled, memory_off, of_model, use_liger
 from ahn.attach.families import AHNModelMixin
 from ahn.calls import FULL
 from ahn.checkpoint import from_pretrained, has_memory
@@ -40,6 +40,7 @@ class ModelChoice:
     num_sinks: int | None
     dtype: str
     device: str | None
+    liger: bool
 
     @property
     def memory_name(self) -> str | None:
@@ -74,6 +75,13 @@ def load(choice: ModelChoice) -> Loaded:
 
     Raises ValueError where there is no such model or memory, or settings do not go together.
     """
+    loaded = _load(choice)
+    if choice.liger:
+        use_liger(loaded.model)
+    return loaded
+
+
+def _load(choice: ModelChoice) -> Loaded:
     device, limits = _device(choice.device), (choice.window, choice.num_sinks)
     load_one = _load_embedded if choice.model == embedded.NAME else _load_other
     if choice.memory_name is not None:

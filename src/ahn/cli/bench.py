@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from ahn.cli.options import integer, numbers
+from ahn.cli.options import Liger, integer, numbers
 
 app = typer.Typer(
     name="bench",
@@ -49,10 +49,6 @@ Device = Annotated[str | None, Option(help="cpu, cuda, ...; left out, the GPU if
 Dtype = Annotated[str, Option(help="bfloat16, float16 or float32.")]
 Methods = Annotated[str, Option(help="Of ahn, window and full, joined by commas.")]
 Out = Annotated[Path | None, Option(help="File to write the JSON to as well.")]
-Liger = Annotated[
-    bool,
-    Option("--liger/--no-liger", help="Run the base's norms, RoPE and MLP by Liger-Kernel."),
-]
 Lengths = Annotated[
     Any, Option(parser=numbers(int, 1), metavar="N,N", help="Tokens of the prompt, with commas.")
 ]

@@ -128,3 +128,7 @@ Seed = Annotated[
 ]
 Dtype = Annotated[str, Option(help="auto (as saved), float32, bfloat16 or float16.")]
 Device = Annotated[str | None, Option(help="cpu, cuda, ...; left out, the GPU if there is one.")]
+Liger = Annotated[
+    bool,
+    Option("--liger/--no-liger", help="Run the base's norms, RoPE and MLP by Liger-Kernel."),
+]
