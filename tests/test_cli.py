@@ -145,7 +145,7 @@ def test_the_embedded_model_has_a_memory_unless_told(monkeypatch):
         (["--prompt", "x", "--dtype", "int8"], "--dtype: expected one of auto, float32"),
         (
             ["--prompt", "x", "--liger", "--device", "cpu"],
-            "use_liger: expected all weights on CUDA",
+            "use_liger: expected all weights",
         ),
         (["--prompt", "x", "--device", "abacus"], "--device: expected one that PyTorch can use"),
         (["--prompt", "x", "--unknown"], "command line: expected an option of --help"),

@@ -1,4 +1,4 @@
-"""Law: reading beside, for the cache alone and by Liger's kernels gives what reading plainly gives."""
+"""Law: beside, for the cache alone and by Liger's kernels, reading gives what it gives plainly."""
 
 from __future__ import annotations
 

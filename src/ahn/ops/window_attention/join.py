@@ -8,7 +8,8 @@ import triton.language as tl
 
 @triton.jit
 def join_kernel(
-    near, near_lse, shared, shared_lse, far, far_lse,
+    target, near, near_lse, shared, shared_lse, far, far_lse,
+    target_b, target_h, target_q,
     near_b, near_h, near_q, near_lse_b, near_lse_h, near_lse_q,
     shared_b, shared_h, shared_q, shared_lse_b, shared_lse_h, shared_lse_q,
     far_b, far_h, far_q, far_lse_b, far_lse_h, far_lse_q,
@@ -40,7 +41,8 @@ def join_kernel(
         lse = tl.load(far_lse, seen, -float("inf"))
         part = tl.load(far, seen[:, None] & (j < DIM), 0.0)
         out, total, top = _add(out, total, top, part, lse)
-    tl.store(near, (out / total[:, None]).to(near.dtype.element_ty), both)
+    target += batch * target_b + head * target_h + row[:, None] * target_q + j
+    tl.store(target, (out / total[:, None]).to(target.dtype.element_ty), both)
 
 
 @triton.jit
