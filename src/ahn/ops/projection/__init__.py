@@ -18,6 +18,7 @@ __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
 
 BLOCK = 1024  # numbers of a weight's row that a program reads together, for one input
 BATCH = 128  # the most inputs a program maps at once
+MANY = 2**15  # outputs: the size of a head over the vocabulary
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,21 @@ class Map:
     bias: Tensor | None = None
 
 
-def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map]) -> Tensor:
-    """The maps' outputs of the normed x side by side, `[B, sum of R]`."""
+def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool = False) -> Tensor:
+    """The maps' outputs of the normed x side by side, `[B, sum of R]`.
+
+    `starts_chain` says that what came before is to have ended, see `ahn.ops.overlap`.
+    """
     sizes = [len(one.weight) for one in maps]
     out = x.new_empty(len(x), sum(sizes))
     if len(x) == 1:
-        _run_vector(x, maps, out, norm=norm, rows=8 if sum(sizes) > 2**15 else 4)
-    elif len(maps) == 1 and sum(sizes) > 2**15:  # a head: the library's product is the better one
+        rows = 8 if sum(sizes) > MANY else 4
+        _run_vector(x, maps, out, norm=norm, rows=rows, starts_chain=starts_chain)
+    elif len(maps) == 1 and sum(sizes) > MANY:  # a head: the library's product is the better one
         normed = F.rms_norm(x, x.shape[1:], norm.weight, norm.eps)
         return F.linear(normed, maps[0].weight, maps[0].bias)
     else:
-        _run_rows(x, maps, out, norm)
+        _run_rows(x, maps, out, norm, starts_chain=starts_chain)
     return out
 
 
@@ -79,6 +84,7 @@ def _run_vector(
     norm: Norm | None = None,
     second: Tensor | None = None,
     residual: Tensor | None = None,
+    starts_chain: bool = False,
 ) -> None:
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_vector
@@ -90,24 +96,31 @@ def _run_vector(
         eps=0.0 if norm is None else norm.eps, D=x.shape[1], ROWS=rows,
         BLOCK=min(BLOCK, 1 << (x.shape[1] - 1).bit_length()),
         NORMED=norm is not None, PAIRED=second is not None, ADDED=residual is not None,
-        **places, **launch_options(x.device),
+        **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 
 def _run_rows(
-    x: Tensor, maps: Sequence[Map], out: Tensor, norm: Norm, second: Tensor | None = None
+    x: Tensor,
+    maps: Sequence[Map],
+    out: Tensor,
+    norm: Norm,
+    second: Tensor | None = None,
+    starts_chain: bool = False,
 ) -> None:
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_rows
 
     batch = min(BATCH, max(16, 1 << (len(x) - 1).bit_length()))
-    blocks, places = _places(maps, rows=32 if second is not None else 16)
+    rows = 16 if second is None else 32
+    blocks, places = _places(maps, rows)
     map_rows[(blocks, -(-len(x) // batch))](
         x, norm.weight, *_tensors(maps), x if second is None else second, out, len(x),
-        eps=norm.eps, D=x.shape[1], OUT=out.shape[1], ROWS=32 if second is not None else 16,
-        BLOCK=64 if x.dtype == torch.float32 else 128, BATCH=batch, PAIRED=second is not None,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        **places, **launch_options(x.device),
+        eps=norm.eps, D=x.shape[1], OUT=out.shape[1], ROWS=rows,
+        BLOCK=128 if batch < BATCH and x.element_size() == 2 else 64, BATCH=batch,
+        PAIRED=second is not None, PRECISION="ieee" if x.element_size() == 4 else "tf32",
+        num_warps=4 if batch < BATCH else 8,
+        **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 
