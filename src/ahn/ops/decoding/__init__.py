@@ -16,6 +16,7 @@ __all__ = ["NewToken", "Ring", "Turn", "fused_decoding", "why_not_fused"]
 
 LARGEST_PIECE = 2048  # slots, so that the merge's table of pieces stays small
 BLOCK = 64  # slots a program looks at together
+AHEAD = 128  # slots a program asks for before it knows the query
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def _update_and_attend(
         *norms[:3], read, largest, total, weighted, *query.stride()[:2], *asked.stride()[:2],
         _row_stride(ring), turned.pop("angle_stride"), pieces=pieces, per_piece=per_piece,
         updates=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
-        NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK,
+        NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)),
+        BLOCK=BLOCK, AHEAD=AHEAD,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **turned, **_sizes(query, ring),
     )  # fmt: skip

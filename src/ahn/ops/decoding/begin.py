@@ -53,8 +53,8 @@ def begin(
         keep=position.new_empty(rows, 1, dtype=torch.bool),
     )
     begin_step[(len(token),)](
-        token.contiguous(), position, embedding, frequencies, begun.hidden, begun.cos, begun.sin, begun.slot,
-        begun.filled, begun.keep, rows, window, num_sinks, size, scaling=scaling,
+        token.contiguous(), position, embedding, frequencies, begun.hidden, begun.cos, begun.sin,
+        begun.slot, begun.filled, begun.keep, rows, window, num_sinks, size, scaling=scaling,
         BLOCK=min(2048, 1 << (size - 1).bit_length()), HALF=half,
         PADDED=1 << (half - 1).bit_length(),
     )  # fmt: skip

@@ -13,7 +13,6 @@ import triton.language as tl
 from ahn.ops.overlap import let_next_start, prefetch, wait_for_previous
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-PREFETCHED: tl.constexpr = tl.constexpr(256)  # slots that a program asks for before it waits
 
 
 @triton.jit
@@ -111,8 +110,8 @@ def _attend_piece(
     program, query, keys, values, slot, filled, cos, sin, query_norm, largest, total, weighted,
     query_stride_b, query_stride_h, slot_stride, H, G, N, pieces, per_piece,
     scale: tl.constexpr, norm_eps: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, NORMED: tl.constexpr,
-    ROTATED: tl.constexpr, OVERLAP: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr,
+    NORMED: tl.constexpr, ROTATED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Softmax of a group's queries over one piece of the slots, to be merged."""
     piece, row, group = program % pieces, (program // pieces) // G, (program // pieces) % G
@@ -127,7 +126,7 @@ def _attend_piece(
     if OVERLAP:  # the first slots alone, so that the pieces of many rows do not chase each other
         LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
         lines = tl.arange(0, BLOCK * PADDED // LINE) * LINE
-        for block in range(first, tl.minimum(last, first + PREFETCHED), BLOCK):
+        for block in range(first, tl.minimum(last, first + AHEAD), BLOCK):
             known = tl.minimum(block * DIM + lines, (last - 1) * DIM)
             prefetch(keys + start + known, OVERLAP)
             prefetch(values + start + known, OVERLAP)
@@ -202,6 +201,7 @@ def update_and_attend(
     RULE: tl.constexpr,  # "delta", "gated_delta" or "ssd"
     HEADS: tl.constexpr,  # of a group, padded to what a matrix product takes
     BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,  # slots of its piece that a program asks for before it waits
     PRECISION: tl.constexpr,
     NORMED: tl.constexpr,
     ROTATED: tl.constexpr,
@@ -225,19 +225,18 @@ def update_and_attend(
         _attend_piece(
             program, query, keys, values, slot, filled, cos + turn, sin + turn, query_norm,
             largest, total, weighted, query_stride_b, query_stride_h, slot_stride, H, G, N, pieces,
-            per_piece, scale, norm_eps, DIM, PADDED, HEADS, BLOCK, PRECISION, NORMED, ROTATED,
-            OVERLAP,
+            per_piece, scale, norm_eps, DIM, PADDED, HEADS, BLOCK, AHEAD, PRECISION, NORMED,
+            ROTATED, OVERLAP,
         )  # fmt: skip
 
 
 @triton.jit
 def _projected_read(
-    read, output_gate, weight, matrix, row, head, H, eps,
+    r, read, output_gate, weight, matrix, row, head, H, eps,
     DIM: tl.constexpr, PADDED: tl.constexpr, ALL_HEADS: tl.constexpr, GATE_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """What the state gave, normalised by `weight` [V], gated, mapped by `matrix` [V, columns]."""
+    """What the state gave (r [V]), normalised by `weight` [V], gated, mapped by `matrix`."""
     i = tl.arange(0, PADDED)
-    r = tl.load(read + (row * H + head) * DIM + i, i < DIM, 0.0)
     gate = tl.load(output_gate + head).to(tl.float32)
     gate = gate * tl.sigmoid(gate)
     if GATE_FIRST:  # one norm over all heads
@@ -326,28 +325,29 @@ def merge_pieces(
         both = (i < DIM)[:, None] & (j < DIM)[None, :]
         matrix = tl.load(o_proj + (head * DIM + i[:, None]) * DIM + j[None, :], both, 0.0)
     wait_for_previous(OVERLAP)
+    # All that is read is asked for before anything is summed: sums are where programs wait.
+    index = (row * H + head) * pieces + p
+    tops = tl.load(largest + index, p < pieces, float("-inf"))
+    totals = tl.load(total + index, p < pieces, 0.0)
+    some = (p < pieces)[:, None] & (j < DIM)[None, :]
+    parts = tl.load(weighted + index[:, None] * DIM + j[None, :], some, 0.0)
+    v = tl.load(value + row * value_stride_b + group * value_stride_h + j, j < DIM, 0.0)
+    if HAS_MEMORY:
+        r = tl.load(read + (row * H + head) * DIM + i, i < DIM, 0.0)
     factor = _norm_factor(query, i, i < DIM, norm_eps, DIM, NORMED)
     q = _head(query, i, i < DIM, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
     factor = _norm_factor(key, i, i < DIM, norm_eps, DIM, NORMED)
     k = _head(key, i, i < DIM, factor, key_norm, cos, sin, DIM, NORMED, ROTATED)
-    v = tl.load(value + row * value_stride_b + group * value_stride_h + j, j < DIM, 0.0)
     own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 0) * (scale * LOG2E)
-    index = (row * H + head) * pieces + p
-    tops = tl.load(largest + index, p < pieces, float("-inf"))
     top = tl.maximum(tl.max(tops, 0), own)
     shrink = tl.exp2(tops - top)
     own = tl.exp2(own - top)
-    sums = tl.sum(tl.load(total + index, p < pieces, 0.0) * shrink, 0) + own
-    parts = tl.load(
-        weighted + index[:, None] * DIM + j[None, :],
-        (p < pieces)[:, None] & (j < DIM)[None, :],
-        0.0,
-    )
+    sums = tl.sum(totals * shrink, 0) + own
     result = (tl.sum(parts * shrink[:, None], 0) + own * v.to(tl.float32)) / sums
     if HAS_MEMORY:
         result = result.to(out.dtype.element_ty).to(tl.float32)
         result += _projected_read(
-            read, output_gate + row * output_gate_stride, weight, matrix, row, head, H, eps,
+            r, read, output_gate + row * output_gate_stride, weight, matrix, row, head, H, eps,
             DIM, PADDED, ALL_HEADS, GATE_FIRST,
         )  # fmt: skip
     tl.store(out + (row * H + head) * DIM + j, result.to(out.dtype.element_ty), j < DIM)

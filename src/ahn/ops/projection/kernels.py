@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ahn.ops.overlap import let_next_start, prefetch, wait_for_previous
+from ahn.ops.overlap import let_next_start, wait_for_previous
 
 
 @triton.jit
@@ -31,18 +31,6 @@ def _choose(
             weight, bias = weights[n], biases[n]
             first, size, column, biased = first_blocks[n], sizes[n], columns[n], has_bias[n]
     return weight, bias, first, size, column, biased
-
-
-@triton.jit
-def _prefetch_rows(
-    weight, r, inside, D: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
-):  # fmt: skip
-    """What follows the first BLOCK numbers of rows r, whole blocks of it."""
-    LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
-    lines = tl.arange(0, BLOCK // LINE) * LINE
-    rows = tl.where(inside, r, 0)  # asking for a line twice costs nothing
-    for start in tl.static_range(BLOCK, D - BLOCK + 1, BLOCK):
-        prefetch(weight + rows[:, None] * D + start + lines[None, :], OVERLAP)
 
 
 @triton.jit
@@ -80,9 +68,6 @@ def map_vector(
     w = tl.load(weight + place, some, 0.0)
     if PAIRED:
         other = tl.load(second + place, some, 0.0)
-    _prefetch_rows(weight, r, inside, D, BLOCK, OVERLAP)
-    if PAIRED:
-        _prefetch_rows(second, r, inside, D, BLOCK, OVERLAP)
     wait_for_previous(OVERLAP)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     total_other = tl.zeros((ROWS, BLOCK), tl.float32)
