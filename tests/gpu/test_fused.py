@@ -14,12 +14,13 @@ from ahn.memory import build_cell
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from models import (
+    CELLS,
     WINDOW,
     assert_close,
     left_padded,
     new_model,
     over_cells,
-    over_matrix,
+    over_pairs,
     positions_of,
     random_ids,
     read,
@@ -102,13 +103,12 @@ def test_graphs_give_the_tokens_of_eager_steps(cell, dtype):
     assert torch.equal(answers["graph"], answers["eager"])
 
 
-@over_matrix
-@pytest.mark.parametrize("batch", [1, 3])
+@over_pairs
 @torch.no_grad()
-def test_fused_steps_give_the_tokens_and_the_cache_of_eager_ones(family, cell, batch):
-    """In float32, from prompts below the budget, at it, and beyond."""
+def test_fused_steps_give_the_tokens_and_the_cache_of_eager_ones(family, cell):
+    """In float32; one row and several, from prompts below the budget, at it, and beyond."""
     model = new_model(family, cell).to(DEVICE)
-    for prompt in (3, WINDOW + 4, 50):
+    for prompt, batch in ((3, 1), (WINDOW + 4, 3), (50, 1), (50, 3)):
         ids = random_ids(prompt, batch=batch).to(DEVICE)
         caches = [ahn.AHNCache(model.config) for _ in range(2)]
         answers = [
@@ -121,21 +121,23 @@ def test_fused_steps_give_the_tokens_and_the_cache_of_eager_ones(family, cell, b
         assert torch.equal(generated[:, prompt:], answers[0])
 
 
-@over_cells
-@pytest.mark.parametrize("batch", [1, 3, 20])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("cell", "dtype"), [(cell, torch.bfloat16) for cell in CELLS] + [(CELLS[0], torch.float16)]
+)
 @torch.no_grad()
-def test_half_precision_fused_steps_err_no_more_than_eager_ones(cell, batch, dtype):
+def test_half_precision_fused_steps_err_no_more_than_eager_ones(cell, dtype):
     """Both fed the same tokens, against float64."""
-    ids, tokens = random_ids(60, batch=batch).to(DEVICE), random_ids(30, batch, seed=7).to(DEVICE)
-    logits = []
-    for how, kind in (("eager", torch.float64), ("eager", dtype), ("fused", dtype)):
-        model = new_model("Qwen3", cell, dtype=kind).to(DEVICE)
-        _, cache = prefill(model, ids)
-        step = Step(model, cache, how)
-        logits.append(torch.stack([step(token).clone() for token in tokens.T]))
-    exact, eager, fused = logits
-    assert difference(fused, exact) <= 1.5 * difference(eager, exact) + 2**-9
+    for batch in (1, 20):
+        ids = random_ids(60, batch=batch).to(DEVICE)
+        tokens = random_ids(30, batch, seed=7).to(DEVICE)
+        logits = []
+        for how, kind in (("eager", torch.float64), ("eager", dtype), ("fused", dtype)):
+            model = new_model("Qwen3", cell, dtype=kind).to(DEVICE)
+            _, cache = prefill(model, ids)
+            step = Step(model, cache, how)
+            logits.append(torch.stack([step(token).clone() for token in tokens.T]))
+        exact, eager, fused = logits
+        assert difference(fused, exact) <= 1.5 * difference(eager, exact) + 2**-9
 
 
 @torch.no_grad()

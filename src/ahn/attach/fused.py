@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahn.attach.support import decoder_layers, head_dim
 from ahn.cache import AHNCache
 from ahn.cache_layer import AHNCacheLayer
-from ahn.calls import WINDOW, Decoding
+from ahn.calls import WINDOW
 from ahn.memory import Memory
 from ahn.ops.decoding import NewToken, Ring, Turn, fused_decoding, why_not_fused
+from ahn.ops.decoding.begin import Begun, begin
 from ahn.ops.projection import Map, Norm, add_mapped, gated, map_normed
 from ahn.ops.read_out import FusedCell
 
@@ -81,35 +81,29 @@ class FusedDecoder:
 
     @torch.no_grad()
     def __call__(self, token: Tensor, position: Tensor) -> Tensor:
-        """Logits `[B, vocabulary]` after `token` `[B]`, at `position` `[B or 1]` of each row."""
-        decoder = self.model.get_decoder()
-        settings = self.cache.memory_layers[0]
-        place = Decoding.at(
-            position, settings.window, settings.num_sinks, settings.window + settings.num_sinks
+        """Logits `[B, vocabulary]` after `token` `[B]`, at `position` `[B or 1]` of each row.
+
+        The positions are advanced in place.
+        """
+        decoder, settings = self.model.get_decoder(), self.cache.memory_layers[0]
+        embedding, rotary = decoder.embed_tokens.weight, decoder.rotary_emb
+        frequencies, scaling = rotary.inv_freq, rotary.attention_scaling
+        begun = begin(
+            token, position, embedding, frequencies, scaling, settings.window, settings.num_sinks
         )
-        hidden = F.embedding(token, decoder.embed_tokens.weight)
-        cos, sin = decoder.rotary_emb(hidden, position[:, None])
-        half = slice(0, self.head_dim // 2)
-        angles = (cos[:, 0, half].contiguous(), sin[:, 0, half].contiguous())
+        hidden = begun.hidden
         for layer, cache in zip(self.layers, self.cache.memory_layers):
-            hidden = self._read(layer, cache, place, angles, hidden)
+            hidden = self._read(layer, cache, begun, hidden)
         return map_normed(hidden, _norm(decoder.norm), [_map(self.model.lm_head)])
 
-    def _read(
-        self,
-        layer: Layer,
-        cache: AHNCacheLayer,
-        place: Decoding,
-        angles: tuple[Tensor, Tensor],
-        hidden: Tensor,
-    ) -> Tensor:
+    def _read(self, layer: Layer, cache: AHNCacheLayer, begun: Begun, hidden: Tensor) -> Tensor:
         """One layer, `[B, D]` to `[B, D]`."""
         cell = None if self.mode == WINDOW else layer.memory.fused()
         maps = layer.inputs if cell is None else (*layer.inputs, *cell.gate_maps)
-        mapped = map_normed(hidden, layer.before, maps)
-        turn = Turn(*angles, layer.query_norm, layer.key_norm, layer.eps)
+        mapped = map_normed(hidden, layer.before, maps, starts_chain=hidden is begun.hidden)
+        turn = Turn(begun.cos, begun.sin, layer.query_norm, layer.key_norm, layer.eps)
         token = self._token(mapped, layer, cell, turn)
-        read = fused_decoding(token, self._ring(cache, place, layer.memory), cell, layer.scale)
+        read = fused_decoding(token, self._ring(cache, begun, layer.memory), cell, layer.scale)
         hidden = add_mapped(read.flatten(1), layer.output, hidden)
         inner = gated(hidden, layer.after, layer.gate, layer.up)
         return add_mapped(inner, layer.down, hidden)
@@ -126,12 +120,12 @@ class FusedDecoder:
         gates = rest.unflatten(1, (len(cell.gate_maps), -1)).transpose(1, 2)[:, None]
         return NewToken(query, key, value, None, gates[..., :-1], gates[..., -1], turn)
 
-    def _ring(self, cache: AHNCacheLayer, place: Decoding, memory: Memory) -> Ring:
+    def _ring(self, cache: AHNCacheLayer, begun: Begun, memory: Memory) -> Ring:
         if cache.recurrent_state is None and self.mode != WINDOW:
             device = cache.keys.device
             cache.set_state(memory.init_state(len(cache.keys), device, torch.float32))
         tensors = (cache.keys, cache.values, cache.gates, cache.recurrent_state)
-        return Ring(*tensors, place.slot, place.filled, place.keep, place.limit)
+        return Ring(*tensors, begun.slot, begun.filled, begun.keep, cache.keys.shape[2])
 
 
 def why_not_fused_step(model: Any) -> str | None:

@@ -103,9 +103,7 @@ class Step:
 
     def _fused(self) -> Tensor:
         """The same without the model's modules."""
-        logits = self.decoder(self.token[:, 0], self.position)
-        self.position.add_(1)
-        return logits
+        return self.decoder(self.token[:, 0], self.position)
 
     def _continues(self) -> bool:
         """Whether the cache is as the last step left it."""

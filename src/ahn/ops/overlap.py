@@ -27,15 +27,16 @@ else:
 
 
 @cache
-def launch_options(device: torch.device) -> dict[str, Any]:
+def launch_options(device: torch.device, starts_chain: bool = False) -> dict[str, Any]:
     """Keywords of a launch whose kernel calls `let_next_start` and `wait_for_previous`.
 
     Every kernel of a chain calls both, so that what a kernel may touch after waiting has been
-    left alone by all kernels before it. Before waiting it reads what the chain never writes.
+    left alone by all kernels before it. Before waiting it may read what the chain never writes,
+    and what was written before the chain: its first kernel starts the ordinary way.
     """
     if not HAS_OVERLAP or torch.cuda.get_device_capability(device) < (9, 0):
         return {"OVERLAP": False}
-    return {"OVERLAP": True, "launch_pdl": True}
+    return {"OVERLAP": True, "launch_pdl": not starts_chain}
 
 
 @triton.jit
@@ -43,6 +44,20 @@ def let_next_start(OVERLAP: tl.constexpr):
     """The next kernel may be put beside this one from here on."""
     if OVERLAP:
         gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch(pointers, OVERLAP: tl.constexpr):
+    """Ask for the lines of 128 bytes at `pointers`, while there is nothing else to do."""
+    if OVERLAP:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [pointers.to(tl.uint64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit

@@ -16,6 +16,7 @@ __all__ = ["NewToken", "Ring", "Turn", "fused_decoding", "why_not_fused"]
 
 LARGEST_PIECE = 2048  # slots, so that the merge's table of pieces stays small
 BLOCK = 64  # slots a program looks at together
+AHEAD = 128  # slots a program asks for before it knows the query
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,21 @@ def _update_and_attend(
     read = query.new_empty(batch, heads, dim, dtype=torch.float32)
     asked = query if token.memory_query is None else token.memory_query
     rule, rate, bias, query_scale, gates = "", read, read, 1.0, 0
-    updates = 0
+    updates, columns = 0, _columns(dim, 32)
     if cell is not None:
         assert token.gates is not None, "a memory needs its gates"
         rule, query_scale, gates = cell.rule, cell.query_scale, token.gates.shape[-1]
         rate, bias = (read if x is None else x for x in (cell.rate, cell.dt_bias))
-        updates = batch * heads * _power(dim) // _columns(dim)
+        updates = batch * heads * _power(dim) // columns
     turned, norms = _turn(token, ring)
     update_and_attend[(updates + pieces * batch * groups,)](
         query, asked, ring.keys, ring.values, read if ring.gates is None else ring.gates,
         read if ring.state is None else ring.state, ring.slot, ring.filled, ring.keep, rate, bias,
         *norms[:3], read, largest, total, weighted, *query.stride()[:2], *asked.stride()[:2],
         _row_stride(ring), turned.pop("angle_stride"), pieces=pieces, per_piece=per_piece,
-        updates=updates, scale=scale, query_scale=query_scale, COLUMNS=_columns(dim),
-        NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK,
+        updates=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
+        NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)),
+        BLOCK=BLOCK, AHEAD=AHEAD,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **turned, **_sizes(query, ring),
     )  # fmt: skip
@@ -160,12 +162,13 @@ def _merge_pieces(
     count = pieces[0].shape[2]
     gate_strides = (gates.stride(0), gates.stride(2), gates.stride(3), output_gate.stride(0))
     turned, norms = _turn(token, ring)
-    merge_pieces[(batch * heads, _power(dim) // _columns(dim))](
+    columns = _columns(dim, 16)
+    merge_pieces[(batch * heads, _power(dim) // columns)](
         query, key, value, gates, ring.keys, ring.values, old_gates, ring.slot, *norms, *pieces,
         read, output_gate, norm, o_proj, out,
         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *gate_strides,
         _row_stride(ring), turned.pop("angle_stride"), scale=scale, pieces=count, eps=EPS,
-        COLUMNS=_columns(dim), PIECES=_power(count),
+        COLUMNS=columns, PIECES=_power(count),
         ALL_HEADS=_power(heads), NUM_GATES=0 if cell is None else gates.shape[-1],
         HAS_MEMORY=cell is not None, GATE_FIRST=cell is not None and cell.gate_first,
         **turned, **_sizes(query, ring),
@@ -204,9 +207,9 @@ def _sizes(query: Tensor, ring: Ring) -> dict[str, int]:
     return {"H": heads, "G": groups, "N": slots, "DIM": dim, "PADDED": _power(dim)}
 
 
-def _columns(dim: int) -> int:
-    """Of a head's output, a program: small ones, since at batch 1 there are few heads."""
-    return min(32, _power(dim))
+def _columns(dim: int, most: int) -> int:
+    """Of a head's output, a program: few, since at batch 1 there are few heads."""
+    return min(most, _power(dim))
 
 
 def _row_stride(ring: Ring) -> int:

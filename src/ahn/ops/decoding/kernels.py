@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ahn.ops.overlap import let_next_start, wait_for_previous
+from ahn.ops.overlap import let_next_start, prefetch, wait_for_previous
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -65,7 +65,7 @@ def _update_state(
     read, query_stride_b, query_stride_h, slot_stride, H, G, N,
     query_scale: tl.constexpr, norm_eps: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
     COLUMNS: tl.constexpr, NUM_GATES: tl.constexpr, RULE: tl.constexpr, NORMED: tl.constexpr,
-    ROTATED: tl.constexpr,
+    ROTATED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Write the evicted token into COLUMNS of a head's state, then read it with the new query."""
     parts: tl.constexpr = PADDED // COLUMNS
@@ -75,18 +75,20 @@ def _update_state(
     i = tl.arange(0, PADDED)
     j = (program % parts) * COLUMNS + tl.arange(0, COLUMNS)
     rows, columns = i < DIM, j < DIM
-    query += row * query_stride_b + head * query_stride_h
-    factor = _norm_factor(query, i, rows, norm_eps, DIM, NORMED)
-    q = _head(query, i, rows, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
     token = ((row * G + head // (H // G)) * N + place) * DIM
     k = tl.load(keys + token + i, rows, 0.0).to(tl.float32)
     v = tl.load(values + token + j, columns, 0.0).to(tl.float32)
-    q, k = _unit(q.to(tl.float32)) * query_scale, _unit(k)
+    k = _unit(k)
     gate = gates + ((row * H + head).to(tl.int64) * N + place) * NUM_GATES
     first = tl.load(gate).to(tl.float32)
     cells = state + ((row * H + head) * DIM + i[:, None]) * DIM + j[None, :]
     both = rows[:, None] & columns[None, :]
     s = tl.load(cells, both, 0.0)
+    wait_for_previous(OVERLAP)
+    query += row * query_stride_b + head * query_stride_h
+    factor = _norm_factor(query, i, rows, norm_eps, DIM, NORMED)
+    q = _head(query, i, rows, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
+    q = _unit(q.to(tl.float32)) * query_scale
     if RULE == "ssd":
         step = kept * _softplus(first + tl.load(dt_bias + head).to(tl.float32))
         s = s * tl.exp(-tl.exp(tl.load(rate + head).to(tl.float32)) * step)
@@ -108,8 +110,8 @@ def _attend_piece(
     program, query, keys, values, slot, filled, cos, sin, query_norm, largest, total, weighted,
     query_stride_b, query_stride_h, slot_stride, H, G, N, pieces, per_piece,
     scale: tl.constexpr, norm_eps: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, NORMED: tl.constexpr,
-    ROTATED: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr,
+    NORMED: tl.constexpr, ROTATED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Softmax of a group's queries over one piece of the slots, to be merged."""
     piece, row, group = program % pieces, (program // pieces) // G, (program // pieces) % G
@@ -120,10 +122,18 @@ def _attend_piece(
     h, i = tl.arange(0, HEADS), tl.arange(0, PADDED)
     heads = group * shared + h
     some = (h < shared)[:, None] & (i < DIM)[None, :]
+    start = (row * G + group).to(tl.int64) * N * DIM
+    if OVERLAP:  # the first slots alone, so that the pieces of many rows do not chase each other
+        LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
+        lines = tl.arange(0, BLOCK * PADDED // LINE) * LINE
+        for block in range(first, tl.minimum(last, first + AHEAD), BLOCK):
+            known = tl.minimum(block * DIM + lines, (last - 1) * DIM)
+            prefetch(keys + start + known, OVERLAP)
+            prefetch(values + start + known, OVERLAP)
+    wait_for_previous(OVERLAP)
     query += row * query_stride_b + heads[:, None] * query_stride_h
     factor = _norm_factor(query, i[None, :], some, norm_eps, DIM, NORMED)
     q = _head(query, i[None, :], some, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
-    start = (row * G + group).to(tl.int64) * N * DIM
     top = tl.full((HEADS,), float("-inf"), tl.float32)
     sums = tl.zeros((HEADS,), tl.float32)
     out = tl.zeros((HEADS, PADDED), tl.float32)
@@ -191,6 +201,7 @@ def update_and_attend(
     RULE: tl.constexpr,  # "delta", "gated_delta" or "ssd"
     HEADS: tl.constexpr,  # of a group, padded to what a matrix product takes
     BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,  # slots of its piece that a program asks for before it waits
     PRECISION: tl.constexpr,
     NORMED: tl.constexpr,
     ROTATED: tl.constexpr,
@@ -199,7 +210,6 @@ def update_and_attend(
     """The state's update and read, and attention over all that is exact."""
     program = tl.program_id(0)
     let_next_start(OVERLAP)
-    wait_for_previous(OVERLAP)
     if program < updates:
         if NUM_GATES > 0:
             turn = (program // (PADDED // COLUMNS)) // H * angle_stride
@@ -207,7 +217,7 @@ def update_and_attend(
                 program, memory_query, keys, values, gates, state, slot, keep, rate, dt_bias,
                 cos + turn, sin + turn, query_norm, read, memory_query_stride_b,
                 memory_query_stride_h, slot_stride, H, G, N, query_scale, norm_eps, DIM, PADDED,
-                COLUMNS, NUM_GATES, RULE, NORMED, ROTATED,
+                COLUMNS, NUM_GATES, RULE, NORMED, ROTATED, OVERLAP,
             )  # fmt: skip
     else:
         program -= updates
@@ -215,18 +225,18 @@ def update_and_attend(
         _attend_piece(
             program, query, keys, values, slot, filled, cos + turn, sin + turn, query_norm,
             largest, total, weighted, query_stride_b, query_stride_h, slot_stride, H, G, N, pieces,
-            per_piece, scale, norm_eps, DIM, PADDED, HEADS, BLOCK, PRECISION, NORMED, ROTATED,
+            per_piece, scale, norm_eps, DIM, PADDED, HEADS, BLOCK, AHEAD, PRECISION, NORMED,
+            ROTATED, OVERLAP,
         )  # fmt: skip
 
 
 @triton.jit
 def _projected_read(
-    read, output_gate, norm, o_proj, row, head, j, H, eps,
+    r, read, output_gate, weight, matrix, row, head, H, eps,
     DIM: tl.constexpr, PADDED: tl.constexpr, ALL_HEADS: tl.constexpr, GATE_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """What the state gave, normalised, gated and mapped to columns j of the head's output."""
+    """What the state gave (r [V]), normalised by `weight` [V], gated, mapped by `matrix`."""
     i = tl.arange(0, PADDED)
-    r = tl.load(read + (row * H + head) * DIM + i, i < DIM, 0.0)
     gate = tl.load(output_gate + head).to(tl.float32)
     gate = gate * tl.sigmoid(gate)
     if GATE_FIRST:  # one norm over all heads
@@ -239,13 +249,9 @@ def _projected_read(
         g = tl.load(output_gate + h, h < H, 0.0).to(tl.float32)
         every = every * (g * tl.sigmoid(g))[:, None]
         size = tl.sum(tl.sum(every * every, 1), 0) / (H * DIM)
-        weight = tl.load(norm + head * DIM + i, i < DIM, 0.0).to(tl.float32)
         r = r * gate * tl.rsqrt(size + eps) * weight
     else:
-        weight = tl.load(norm + i, i < DIM, 0.0).to(tl.float32)
         r = r * tl.rsqrt(tl.sum(r * r, 0) / DIM + eps) * weight * gate
-    both = (i < DIM)[:, None] & (j < DIM)[None, :]
-    matrix = tl.load(o_proj + (head * DIM + i[:, None]) * DIM + j[None, :], both, 0.0)
     r = r.to(matrix.dtype).to(tl.float32)
     return tl.sum(r[:, None] * matrix.to(tl.float32), 0)
 
@@ -312,33 +318,39 @@ def merge_pieces(
     key += row * key_stride_b + group * key_stride_h
     cos, sin = cos + row * angle_stride, sin + row * angle_stride
     let_next_start(OVERLAP)
+    place = tl.load(slot + row * slot_stride).to(tl.int64)
+    if HAS_MEMORY:
+        first = head * DIM if GATE_FIRST else 0
+        weight = tl.load(norm + first + i, i < DIM, 0.0).to(tl.float32)
+        both = (i < DIM)[:, None] & (j < DIM)[None, :]
+        matrix = tl.load(o_proj + (head * DIM + i[:, None]) * DIM + j[None, :], both, 0.0)
     wait_for_previous(OVERLAP)
+    # All that is read is asked for before anything is summed: sums are where programs wait.
+    index = (row * H + head) * pieces + p
+    tops = tl.load(largest + index, p < pieces, float("-inf"))
+    totals = tl.load(total + index, p < pieces, 0.0)
+    some = (p < pieces)[:, None] & (j < DIM)[None, :]
+    parts = tl.load(weighted + index[:, None] * DIM + j[None, :], some, 0.0)
+    v = tl.load(value + row * value_stride_b + group * value_stride_h + j, j < DIM, 0.0)
+    if HAS_MEMORY:
+        r = tl.load(read + (row * H + head) * DIM + i, i < DIM, 0.0)
     factor = _norm_factor(query, i, i < DIM, norm_eps, DIM, NORMED)
     q = _head(query, i, i < DIM, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
     factor = _norm_factor(key, i, i < DIM, norm_eps, DIM, NORMED)
     k = _head(key, i, i < DIM, factor, key_norm, cos, sin, DIM, NORMED, ROTATED)
-    v = tl.load(value + row * value_stride_b + group * value_stride_h + j, j < DIM, 0.0)
     own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 0) * (scale * LOG2E)
-    index = (row * H + head) * pieces + p
-    tops = tl.load(largest + index, p < pieces, float("-inf"))
     top = tl.maximum(tl.max(tops, 0), own)
     shrink = tl.exp2(tops - top)
     own = tl.exp2(own - top)
-    sums = tl.sum(tl.load(total + index, p < pieces, 0.0) * shrink, 0) + own
-    parts = tl.load(
-        weighted + index[:, None] * DIM + j[None, :],
-        (p < pieces)[:, None] & (j < DIM)[None, :],
-        0.0,
-    )
+    sums = tl.sum(totals * shrink, 0) + own
     result = (tl.sum(parts * shrink[:, None], 0) + own * v.to(tl.float32)) / sums
     if HAS_MEMORY:
         result = result.to(out.dtype.element_ty).to(tl.float32)
         result += _projected_read(
-            read, output_gate + row * output_gate_stride, norm, o_proj, row, head, j, H, eps,
+            r, read, output_gate + row * output_gate_stride, weight, matrix, row, head, H, eps,
             DIM, PADDED, ALL_HEADS, GATE_FIRST,
         )  # fmt: skip
     tl.store(out + (row * H + head) * DIM + j, result.to(out.dtype.element_ty), j < DIM)
-    place = tl.load(slot + row * slot_stride).to(tl.int64)
     if head % (H // G) == 0:
         token = ((row * G + group) * N + place) * DIM
         part = _head(key, j, j < DIM, factor, key_norm, cos, sin, DIM, NORMED, ROTATED)

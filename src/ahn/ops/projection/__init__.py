@@ -16,8 +16,10 @@ from torch import Tensor
 
 __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
 
-BLOCK = 1024  # numbers of a weight's row that a program reads together, for one input
+# For one input: rows of a weight that a program maps, and numbers of a row it reads together.
+FORMS = {"maps": (4, 1024), "head": (8, 1024), "gated": (2, 1024), "added": (2, 1024)}
 BATCH = 128  # the most inputs a program maps at once
+MANY = 2**15  # outputs: the size of a head over the vocabulary
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,21 @@ class Map:
     bias: Tensor | None = None
 
 
-def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map]) -> Tensor:
-    """The maps' outputs of the normed x side by side, `[B, sum of R]`."""
+def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool = False) -> Tensor:
+    """The maps' outputs of the normed x side by side, `[B, sum of R]`.
+
+    `starts_chain` says that what came before is to have ended, see `ahn.ops.overlap`.
+    """
     sizes = [len(one.weight) for one in maps]
     out = x.new_empty(len(x), sum(sizes))
     if len(x) == 1:
-        _run_vector(x, maps, out, norm=norm, rows=8 if sum(sizes) > 2**15 else 4)
-    elif len(maps) == 1 and sum(sizes) > 2**15:  # a head: the library's product is the better one
+        form = "head" if sum(sizes) > MANY else "maps"
+        _run_vector(x, maps, out, form, norm=norm, starts_chain=starts_chain)
+    elif len(maps) == 1 and sum(sizes) > MANY:  # a head: the library's product is the better one
         normed = F.rms_norm(x, x.shape[1:], norm.weight, norm.eps)
         return F.linear(normed, maps[0].weight, maps[0].bias)
     else:
-        _run_rows(x, maps, out, norm)
+        _run_rows(x, maps, out, norm, starts_chain=starts_chain)
     return out
 
 
@@ -54,7 +60,7 @@ def gated(x: Tensor, norm: Norm, gate: Map, up: Map) -> Tensor:
     """silu(gate x) * (up x) of the normed x, `[B, R]`; the two maps have no bias."""
     out = x.new_empty(len(x), len(gate.weight))
     if len(x) == 1:
-        _run_vector(x, [gate], out, norm=norm, second=up.weight, rows=2)
+        _run_vector(x, [gate], out, "gated", norm=norm, second=up.weight)
     else:
         _run_rows(x, [gate], out, norm, second=up.weight)
     return out
@@ -66,7 +72,7 @@ def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
         out = torch.addmm(residual, x, linear.weight.t())
         return out if linear.bias is None else out.add_(linear.bias)
     out = torch.empty_like(residual)
-    _run_vector(x, [linear], out, residual=residual, rows=2)
+    _run_vector(x, [linear], out, "added", residual=residual)
     return out
 
 
@@ -74,40 +80,49 @@ def _run_vector(
     x: Tensor,
     maps: Sequence[Map],
     out: Tensor,
+    form: str,
     *,
-    rows: int,
     norm: Norm | None = None,
     second: Tensor | None = None,
     residual: Tensor | None = None,
+    starts_chain: bool = False,
 ) -> None:
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_vector
 
+    rows, block = FORMS[form]
     blocks, places = _places(maps, rows)
     map_vector[(blocks,)](
         x, x if norm is None else norm.weight, *_tensors(maps),
         x if second is None else second, x if residual is None else residual, out,
         eps=0.0 if norm is None else norm.eps, D=x.shape[1], ROWS=rows,
-        BLOCK=min(BLOCK, 1 << (x.shape[1] - 1).bit_length()),
+        BLOCK=min(block, 1 << (x.shape[1] - 1).bit_length()),
         NORMED=norm is not None, PAIRED=second is not None, ADDED=residual is not None,
-        **places, **launch_options(x.device),
+        **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 
 def _run_rows(
-    x: Tensor, maps: Sequence[Map], out: Tensor, norm: Norm, second: Tensor | None = None
+    x: Tensor,
+    maps: Sequence[Map],
+    out: Tensor,
+    norm: Norm,
+    second: Tensor | None = None,
+    starts_chain: bool = False,
 ) -> None:
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_rows
 
     batch = min(BATCH, max(16, 1 << (len(x) - 1).bit_length()))
-    blocks, places = _places(maps, rows=32 if second is not None else 16)
+    rows = 16 if second is None else 32
+    blocks, places = _places(maps, rows)
     map_rows[(blocks, -(-len(x) // batch))](
         x, norm.weight, *_tensors(maps), x if second is None else second, out, len(x),
-        eps=norm.eps, D=x.shape[1], OUT=out.shape[1], ROWS=32 if second is not None else 16,
-        BLOCK=64 if x.dtype == torch.float32 else 128, BATCH=batch, PAIRED=second is not None,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        **places, **launch_options(x.device),
+        eps=norm.eps, D=x.shape[1], OUT=out.shape[1], ROWS=rows,
+        BLOCK=128 if batch < BATCH and x.element_size() == 2 else 64, BATCH=batch,
+        PAIRED=second is not None, PRECISION="ieee" if x.element_size() == 4 else "tf32",
+        num_warps=4 if batch < BATCH else 8,
+        **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 
