@@ -65,7 +65,8 @@ def memory_query(module: Any, query: Tensor, count: int, call: LayerCall) -> Ten
     own = own.to(query.dtype).transpose(1, 2)
     cos, sin = (x[:, first:] for x in call.rope)
     rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
-    return rotate(own, own, cos, sin)[0].transpose(1, 2)
+    # A kernel may rotate both in place, so they must not be one.
+    return rotate(own, own[:, :1].clone(), cos, sin)[0].transpose(1, 2)
 
 
 def merge(out: Tensor, read: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from ahn.ops import window_attention as api
 from ahn.ops.window_attention import dense
 from ahn.ops.window_attention.reference import blocked_window_attention
+from blocks import join, scores_of
 from models import assert_close
 
 
@@ -23,21 +24,8 @@ def _plain_blocks(monkeypatch):
 
 def attend(query, key, value, is_causal, scale):
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    scores = query @ key.transpose(-1, -2) * scale
-    if is_causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(hidden, -torch.inf)
+    scores = scores_of(query, key, is_causal, scale)
     return scores.softmax(-1) @ value, scores.logsumexp(-1)
-
-
-def join(out, lse, part, part_lse, is_reversed=False):
-    if is_reversed:
-        part, part_lse = part.flip(2), part_lse.flip(2)
-    rows = slice(part.shape[2])
-    whole = torch.logaddexp(lse[:, :, rows], part_lse)
-    share = (lse[:, :, rows] - whole).exp()[..., None]
-    out[:, :, rows] = out[:, :, rows] * share + part * (part_lse - whole).exp()[..., None]
-    lse[:, :, rows] = whole
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 5])

@@ -227,3 +227,8 @@ def test_a_stream_gives_the_same_steps(folder):
     shutil.copytree(folder / "stream" / "checkpoint-2", folder / "stream again" / "checkpoint-2")
     train(folder, "stream again", resume_from_checkpoint="last", **options)
     assert same_weights(folder / "stream", folder / "stream again")
+
+
+def test_liger_needs_a_gpu(folder):
+    with pytest.raises(ValueError, match="liger: expected a GPU, got a CPU"):
+        train(folder, "liger", use_liger_kernel=True)

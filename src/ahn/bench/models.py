@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ahn.attach import attach, disabled, memory_off
+from ahn.attach.liger import patch_with_liger
 from ahn.cache import AHNCache
 from ahn.config import AHNConfig
 from ahn.cost import Shape
@@ -63,14 +64,20 @@ class BenchModel:
 
 
 def build(
-    name: str, settings: AHNConfig, device: torch.device, dtype: torch.dtype, liger: bool = False
+    name: str,
+    settings: AHNConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    liger: bool = False,
+    kernels: str = "auto",
 ) -> BenchModel:
     """A model with a fresh memory that speaks.
 
     Args:
         name: one of `SHAPES` or a config.json, with random weights; a folder or hub name with
             weights gets those.
-        liger: patch the model's norms, RoPE and MLP with Liger-Kernel.
+        liger: see `patch_with_liger`.
+        kernels: of the memory, see `ahn.ops`.
 
     Raises:
         ValueError: a name that is none of these, or a model that takes no memory.
@@ -84,21 +91,13 @@ def build(
         model.to(device)  # type: ignore[arg-type]
     weights = sum(x.nbytes for x in {p.data_ptr(): p for p in model.parameters()}.values())
     if liger:
-        _patch(model)
-    attach(model.eval(), settings)
+        patch_with_liger(model, device)
+    attach(model.eval(), settings, kernels=kernels)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith(".ahn.fn.o_proj.weight"):
                 parameter.normal_(std=0.02)  # a fresh one is zero: products of zeros are faster
     return BenchModel(model, settings, Shape.of(model.config), weights)
-
-
-def _patch(model: PreTrainedModel) -> None:
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    _apply_liger_kernel_to_instance(
-        model, rope=True, cross_entropy=False, fused_linear_cross_entropy=False
-    )
 
 
 def _config(name: str) -> Any:

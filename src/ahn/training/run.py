@@ -11,6 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ahn.attach import attach, of_model
+from ahn.attach.liger import patch_with_liger
 from ahn.checkpoint import from_pretrained, has_memory, merge
 from ahn.checkpoint.names import embedded_folders
 from ahn.files import write_json
@@ -58,6 +59,9 @@ def run(
         rows, held_out = _rows(data, tokenizer, sampler.shortest, settings)
     set_seed(settings.seed)
     attached = load_model(model)
+    if settings.use_liger_kernel:
+        patch_with_liger(attached, settings.device, settings.liger_kernel_config)
+        settings.use_liger_kernel = False  # Trainer would look for a model where the distiller is
     _check_evaluation(held_out, of_model(attached).config.budget)
     trainer = DistillTrainer(
         model=Distiller(

@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ahn.ops.window_attention.dense import dense_window_attention, why_not_dense
+from ahn.ops.window_attention.dense import (
+    dense_window_attention,
+    why_not_cudnn,
+    why_not_dense,
+)
+from ahn.ops.window_attention.gradient import whole_window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 
 __all__ = ["slot_attention", "why_not_dense", "window_attention"]
@@ -48,6 +53,8 @@ def window_attention(
         raise ValueError(
             f"window_attention: expected at least {query.shape[2]} keys, got {key.shape[2]}"
         )
+    if _is_whole(query, key, start) and why_not_cudnn(query, value, dropout) is None:
+        return whole_window_attention(query, key, value, sink_key, sink_value, window, scale)
     if not isinstance(start, int) or why_not_dense(query, value, dropout):
         return blocked_window_attention(
             query, key, value, sink_key, sink_value, window, start, scale, dropout
@@ -66,6 +73,12 @@ def window_attention(
             dense_window_attention(rest, key, value, sink_key, sink_value, window, start, scale)
         )
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _is_whole(query: Tensor, key: Tensor, start: int | Tensor) -> bool:
+    """Whether these are texts from their beginning on, wanted with gradients."""
+    whole = isinstance(start, int) and start == 0 and query.shape[2] == key.shape[2]
+    return whole and torch.is_grad_enabled()
 
 
 def slot_attention(

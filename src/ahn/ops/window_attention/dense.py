@@ -11,8 +11,8 @@ TESTED_TORCH = (2, 11)  # from here on the operator takes grouped heads
 LARGEST_DIM = 128
 
 
-def why_not_dense(query: Tensor, value: Tensor, dropout: float) -> str | None:
-    """What these blocks would need; None where they can run."""
+def why_not_cudnn(query: Tensor, value: Tensor, dropout: float) -> str | None:
+    """What parts computed by cuDNN's kernel and joined would need; None where they can run."""
     if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
         return f"a CUDA device of compute capability 8.0, got {query.device}"
     if tuple(map(int, torch.__version__.split(".")[:2])) < TESTED_TORCH:
@@ -21,11 +21,18 @@ def why_not_dense(query: Tensor, value: Tensor, dropout: float) -> str | None:
         return "triton to be installed"
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"float16 or bfloat16, got {query.dtype}"
-    if torch.is_grad_enabled() or dropout:
-        return "no gradient and no dropout: parts are joined in place"
+    if dropout:
+        return "no dropout"
     if any(x.shape[-1] > LARGEST_DIM or x.shape[-1] % 8 for x in (query, value)):
         return f"head sizes up to {LARGEST_DIM} in steps of 8, got {query.shape[-1]}"
     return None
+
+
+def why_not_dense(query: Tensor, value: Tensor, dropout: float) -> str | None:
+    """What these blocks would need; None where they can run."""
+    if torch.is_grad_enabled():
+        return "no gradient: parts are joined in place"
+    return why_not_cudnn(query, value, dropout)
 
 
 def dense_window_attention(
