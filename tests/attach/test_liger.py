@@ -1,67 +1,90 @@
-"""Liger-Kernel's modules go in by the family's name, attached or not; what cannot be is refused."""
+"""Liger's kernels for the base's own norms, RoPE and MLP: put in and taken out without a trace.
+
+The kernels run on a GPU alone; here plain PyTorch stands in for them.
+"""
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
-import transformers.models.qwen2.modeling_qwen2 as qwen2
-import transformers.models.qwen3.modeling_qwen3 as qwen3
+import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import ahn
-from ahn.attach.liger import patch_with_liger
-from models import assert_close, base_model, new_model, random_ids
+from ahn.attach import drop_liger, liger, use_liger
+from models import FAMILIES, assert_close, base_model, one_shot, random_ids, wake
 
-GPU, CPU = torch.device("cuda"), torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _family_as_before():
-    """Liger-Kernel changes the family for all models that are made later."""
-    before = dict(vars(qwen3))
-    yield
-    vars(qwen3).update(before)
+CALLS = []  # which kernels ran
 
 
-@pytest.mark.parametrize("make", [base_model, new_model], ids=["base", "attached"])
-def test_norms_and_mlps_are_replaced(make):
-    pytest.importorskip("liger_kernel")
-    model = make("Qwen3")
-    patch_with_liger(model, GPU)
-    layer = model.get_decoder().layers[0]
-    for module in (layer.mlp, layer.input_layernorm, layer.self_attn.q_norm):
-        assert "liger_kernel" in module.forward.__func__.__module__, module
-    assert "liger_kernel" not in model.forward.__func__.__module__
+def _rms_norm(x, weight, eps, offset, casting_mode, in_place):
+    assert (offset, casting_mode, in_place) == (0.0, "llama", False)
+    CALLS.append("norm")
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
-@pytest.mark.parametrize(
-    ("family", "device", "options", "message"),
-    [
-        ("Qwen2", CPU, None, "liger: expected a GPU, got a CPU"),
-        ("Qwen2", GPU, {"norm": True}, "liger: expected some of rope, .* got 'norm'"),
-        ("GPT2", GPU, None, "liger: expected a family that Liger-Kernel knows, got 'gpt2'"),
-    ],
-)
-def test_what_cannot_be_patched_is_refused(family, device, options, message):
-    pytest.importorskip("liger_kernel")
-    model = base_model() if family == "Qwen2" else torch.nn.Module()
-    if family != "Qwen2":
-        model.config = type("Config", (), {"model_type": family.lower()})
-    with pytest.raises(ValueError, match=message):
-        patch_with_liger(model, device, options)
+def _silu_mul(gate, up):
+    CALLS.append("mlp")
+    return F.silu(gate) * up
 
 
-def test_a_query_map_of_its_own_survives_rope_in_place(monkeypatch):
-    """As a kernel does it: both tensors are overwritten, so they must not share memory."""
-    own, ids = qwen2.apply_rotary_pos_emb, random_ids(40)
-    model = new_model("Qwen2", use_q_proj=True)
-    expected = model(ids).logits
+def _rope(q, k, cos, sin):
+    CALLS.append("rope")
+    return apply_rotary_pos_emb(q, k, cos, sin)
 
-    def in_place(query, key, cos, sin, **options):
-        for tensor in (query, key):
-            tensor.copy_(own(tensor, tensor, cos, sin, **options)[0])
-        return query, key
 
-    monkeypatch.setattr(qwen2, "apply_rotary_pos_emb", in_place)
-    with torch.no_grad():
-        assert_close(model(ids).logits, expected, 1e-6)
-    assert ahn.AHNConfig.from_dict(model.config.ahn_config).use_q_proj
+@pytest.fixture
+def stand_in(monkeypatch):
+    ops, rope = ModuleType("liger_kernel.ops"), ModuleType("liger_kernel.transformers.rope")
+    ops.LigerRMSNormFunction = SimpleNamespace(apply=_rms_norm)
+    ops.LigerSiLUMulFunction = SimpleNamespace(apply=_silu_mul)
+    rope.liger_rotary_pos_emb = _rope
+    for module in (ops, rope):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(liger, "_why_not_here", lambda decoder: None)
+    CALLS.clear()
+
+
+def attributes_of(model):
+    return [sorted(vars(module)) for module in model.modules()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_kernels_come_and_go(stand_in, family):
+    model, other = base_model(family), base_model(family)
+    ids, before = random_ids(40), attributes_of(model)
+    expected = one_shot(model, ids)
+    wake(ahn.attach(model, ahn.AHNConfig(window=16, num_sinks=4)))
+    attached = one_shot(model, ids)
+    assert use_liger(model) is model
+    assert_close(one_shot(model, ids), attached, 1e-5)
+    layers, norms = len(model.model.layers), 4 if family == "Qwen3" else 2
+    assert [CALLS.count(x) for x in ("norm", "mlp", "rope")] == [layers * norms + 1, layers, layers]
+    with ahn.disabled(model):
+        assert_close(one_shot(model, ids), expected, 1e-5)
+    CALLS.clear()
+    assert torch.equal(one_shot(other, ids), expected)
+    drop_liger(model)
+    assert torch.equal(one_shot(model, ids), attached)
+    use_liger(model)
+    ahn.detach(model)
+    assert attributes_of(model) == before
+    assert torch.equal(one_shot(model, ids), expected)
+    assert not CALLS
+
+
+def test_what_cannot_have_them_is_refused(stand_in, monkeypatch):
+    model = use_liger(base_model())
+    with pytest.raises(ValueError, match="expected a model without Liger's kernels"):
+        use_liger(model)
+    hooked = base_model()
+    hooked.model.norm.forward = hooked.model.norm.forward
+    with pytest.raises(ValueError, match="no forward put in place by others, got one of Qwen2RMS"):
+        use_liger(hooked)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="use_liger: expected"):
+        use_liger(base_model())

@@ -26,9 +26,11 @@ from ahn.cost import (
 from ahn.training import Distiller
 from models import over_cells, random_ids, shared_model
 
-SMALL = ["--model", "tiny", "--window", "64", "--num-sinks", "4", "--dtype", "float32"]
+TINY = ["--model", "tiny", "--num-sinks", "4", "--dtype", "float32"]
+SMALL = [*TINY, "--window", "64"]
 RUNS = {
-    "prefill": [*SMALL, "--lengths", "100,200", "--repeats", "1"],
+    "prefill": [*TINY, "--lengths", "100,200", "--windows", "64,32", "--chunks", "50,64",
+                "--repeats", "1"],
     "decode": [*SMALL, "--tokens", "300", "--steps", "eager", "--new-tokens", "8"],
     "batch": [*SMALL, "--tokens", "300", "--sizes", "1,3", "--new-tokens", "8"],
     "kernels": ["--tokens", "70", "--heads", "4", "--dim", "16", "--window", "64",
@@ -38,7 +40,9 @@ RUNS = {
     "train": [*SMALL, "--lengths", "200,300", "--rows", "2", "--steps", "1"],
 }  # fmt: skip
 COMMANDS = {"gradients": "kernels"}
-EXPECTED = {"prefill": 6, "decode": 3, "batch": 4, "kernels": 5, "gradients": 7, "train": 4}
+EXPECTED = {
+    "prefill": 18, "decode": 3, "batch": 4, "kernels": 5, "gradients": 7, "train": 4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", RUNS)
@@ -62,14 +66,13 @@ def test_the_last_line_and_the_file_hold_every_row(what, tmp_path):
     [
         (["prefill", "--methods", "ahn,half"], "--methods: expected some of ahn, window, full"),
         (["prefill", "--lengths", "1k"], "--lengths: expected numbers >= 1 with commas"),
+        (["prefill", *TINY, "--profile", "--device", "cpu"], "profile: expected a CUDA device"),
         (["decode", "--dtype", "int8"], "--dtype: expected bfloat16, float16 or float32"),
         (["decode", *SMALL, "--steps", "graph", "--device", "cpu"], "all weights on one CUDA"),
-        (
-            ["train", *SMALL, "--lengths", "60", "--device", "cpu"],
-            "the budget of 68 tokens, got 60",
-        ),
+        (["train", *SMALL, "--lengths", "60", "--device", "cpu"], "budget of 68 tokens, got 60"),
         (["train", *SMALL, "--strategy", "fsdp3", "--device", "cpu"], "expected one of ddp, fsdp2"),
         (["train", *SMALL, "--strategy", "fsdp2", "--device", "cpu"], "expected GPUs, got a CPU"),
+        (["train", *SMALL, "--profile", "--device", "cpu"], "profile: expected a CUDA device"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message):

@@ -82,28 +82,28 @@ def test_norm_and_gate(cell, heads):
 
 
 @over_cells
-def test_a_step_in_half_precision(cell):
-    """Loss and gradients of a whole step: no further from float64 than the general path's."""
+def test_a_step_in_half_precision(cell, monkeypatch):
+    """Loss and gradients of a whole step err no more than those of plain PyTorch."""
     ids = random_ids(300).to(DEVICE)
-    exact, general, ours = (
-        step(cell, ids, dtype, kernels)
-        for dtype, kernels in ((torch.float64, "torch"), (torch.float32, "torch"), (None, "auto"))
-    )
-    assert abs(ours[0] - exact[0]) <= 2e-2 * abs(exact[0])
-    assert abs(general[0] - exact[0]) <= 1e-4 * abs(exact[0])
-    for name, gradient in exact[1].items():
-        assert difference(ours[1][name], gradient) < 0.15, name
+    ours, exact = step(cell, ids, torch.bfloat16, "auto"), step(cell, ids, torch.float64, "torch")
+    for name in ("window_attention.why_not_cudnn", "logit_losses.why_not_fused_losses"):
+        monkeypatch.setattr(f"ahn.ops.{name}", lambda *_: "the general path")
+    monkeypatch.setattr("ahn.training.losses.why_not_fused_losses", lambda *_: "the general path")
+    general = step(cell, ids, torch.bfloat16, "torch")
+    for name, gradient in exact.items():
+        error, allowed = (difference(x[name], gradient) for x in (ours, general))
+        assert error <= 2 * allowed + 0.03, name
 
 
 def step(cell, ids, dtype, kernels):
-    model = new_model("Qwen2", cell, dtype=torch.float32, window=64, num_sinks=8)
-    model = model.to(DEVICE, dtype or torch.bfloat16)
+    """Gradients by name, and the loss; the cells of a half-precision base are in float32."""
+    model = new_model("Qwen2", cell, window=64, num_sinks=8).to(DEVICE, dtype)
     for layer in model.model.layers:
-        layer.ahn.to(dtype or torch.float32)
+        layer.ahn.to(torch.promote_types(dtype, torch.float32))
         layer.ahn.fn.kernels = kernels
     distiller = Distiller(model)
-    with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype is None):
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
         losses = distiller(ids, ids, window=64, num_sinks=8)
     losses.loss.backward()
     found = {n: p.grad for n, p in distiller.named_parameters() if p.requires_grad}
-    return losses.loss.item(), found
+    return {**found, "loss": losses.loss.detach()}

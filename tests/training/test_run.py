@@ -230,5 +230,5 @@ def test_a_stream_gives_the_same_steps(folder):
 
 
 def test_liger_needs_a_gpu(folder):
-    with pytest.raises(ValueError, match="liger: expected a GPU, got a CPU"):
+    with pytest.raises(ValueError, match="use_liger: expected all weights on CUDA devices"):
         train(folder, "liger", use_liger_kernel=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from ahn.attach import attach, disabled, memory_off
-from ahn.attach.liger import patch_with_liger
+from ahn.attach import attach, detach, disabled, memory_off, use_liger, uses_liger
 from ahn.cache import AHNCache
 from ahn.config import AHNConfig
 from ahn.cost import Shape
@@ -76,7 +75,7 @@ def build(
     Args:
         name: one of `SHAPES` or a config.json, with random weights; a folder or hub name with
             weights gets those.
-        liger: see `patch_with_liger`.
+        liger: see `ahn.attach.use_liger`.
         kernels: of the memory, see `ahn.ops`.
 
     Raises:
@@ -90,14 +89,31 @@ def build(
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         model.to(device)  # type: ignore[arg-type]
     weights = sum(x.nbytes for x in {p.data_ptr(): p for p in model.parameters()}.values())
+    _attach(model.eval(), settings, kernels)
     if liger:
-        patch_with_liger(model, device)
-    attach(model.eval(), settings, kernels=kernels)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.endswith(".ahn.fn.o_proj.weight"):
-                parameter.normal_(std=0.02)  # a fresh one is zero: products of zeros are faster
+        use_liger(model)
     return BenchModel(model, settings, Shape.of(model.config), weights)
+
+
+def with_window(bench: BenchModel, window: int) -> BenchModel:
+    """The same model, in place, with a fresh memory behind another window."""
+    if window == bench.settings.window:
+        return bench
+    liger = uses_liger(bench.model)
+    settings = replace(bench.settings, window=window)
+    _attach(detach(bench.model), settings)
+    if liger:
+        use_liger(bench.model)
+    return replace(bench, settings=settings)
+
+
+@torch.no_grad()
+def _attach(model: PreTrainedModel, settings: AHNConfig, kernels: str = "auto") -> None:
+    """Attach a memory that speaks: a fresh one is zero, and products of zeros are faster."""
+    attach(model, settings, kernels=kernels)
+    for key, parameter in model.named_parameters():
+        if key.endswith(".ahn.fn.o_proj.weight"):
+            parameter.normal_(std=0.02)
 
 
 def _config(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from ahn.attach import disabled
 from ahn.bench.machine import median_seconds, peak_memory, synchronize
 from ahn.bench.models import BenchModel
+from ahn.bench.profile import kernel_times
 from ahn.cost import train_flops
 from ahn.training import Distiller, memory_parameters
 from ahn.training.losses import LossWeights
@@ -57,7 +57,6 @@ def bench_train(
     steps: int = 5,
     weights: LossWeights | None = None,
     ceilings: dict[str, float] | None = None,
-    profile: Path | None = None,
 ) -> list[dict[str, Any]]:
     """One row a length: median seconds of a step, tokens/s of all processes, peak, TFLOP/s.
 
@@ -67,32 +66,53 @@ def bench_train(
     Args:
         lengths: tokens of a process's step, cut into `rows` texts of equal length.
         weights: of the losses; None is KL alone.
-        profile: file for the time by kernel of one more step of the last length.
 
     Raises ValueError for texts that fit into the budget: nothing leaves the window.
     """
+    _check_lengths(bench, lengths, rows)
+    prepared = _prepared(bench, accelerator, weights)
+    found = []
+    for tokens in lengths:
+        ids = _rows(bench, accelerator, tokens, rows)
+        step = _step(bench, accelerator, *prepared, ids)
+        row = _measured(bench, accelerator, step, ids, steps)
+        if "error" not in row:
+            _add_costs(row, bench, ceilings or {})
+        found += [row, *_teacher(bench, accelerator, ids), *_original(bench, row)]
+    return found
+
+
+def profile_train(
+    bench: BenchModel, accelerator: Accelerator, tokens: int, rows: int = 1
+) -> list[dict[str, Any]]:
+    """One row a kernel of a step after some that warm up: its calls and milliseconds.
+
+    Raises ValueError as `bench_train`, and without a GPU.
+    """
+    _check_lengths(bench, [tokens], rows)
+    ids = _rows(bench, accelerator, tokens, rows)
+    step = _step(bench, accelerator, *_prepared(bench, accelerator), ids)
+    _seconds(accelerator, step, WARM_UP)
+    return kernel_times(step, accelerator.device)
+
+
+def _check_lengths(bench: BenchModel, lengths: list[int], rows: int) -> None:
     if min(lengths) // rows <= bench.settings.budget:
         raise ValueError(
             f"lengths: expected texts of more than the budget of {bench.settings.budget} tokens, "
             f"got {min(lengths) // rows}"
         )
+
+
+def _prepared(
+    bench: BenchModel, accelerator: Accelerator, weights: LossWeights | None = None
+) -> tuple[Any, Any]:
+    """The module that is trained and its optimiser, wrapped for all processes."""
     for parameter in memory_parameters(bench.model).values():
         parameter.data = parameter.data.float()  # as in a run
     distiller = Distiller(bench.model, weights=weights)
     trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    prepared, optimizer = accelerator.prepare(distiller, optimizer)
-    found = []
-    for tokens in lengths:
-        ids = _rows(bench, accelerator, tokens, rows)
-        step = _step(bench, accelerator, prepared, optimizer, ids)
-        row = _measured(bench, accelerator, step, ids, steps)
-        if "error" not in row:
-            _add_costs(row, bench, ceilings or {})
-        found += [row, *_teacher(bench, accelerator, ids), *_original(bench, row)]
-    if profile is not None:
-        _profile(step, profile)
-    return found
+    return accelerator.prepare(distiller, torch.optim.AdamW(trained, lr=1e-5))
 
 
 def _rows(bench: BenchModel, accelerator: Accelerator, tokens: int, rows: int) -> Tensor:
@@ -206,19 +226,3 @@ def _original(bench: BenchModel, row: dict[str, Any]) -> Iterator[dict[str, Any]
             "tokens_per_s": float(speed),
             "peak_over_weights_gib": peak,
         }
-
-
-def _profile(step: Callable[[], None], path: Path) -> None:
-    """Time by kernel of one step, the longest first."""
-    from torch.profiler import ProfilerActivity, profile
-
-    from ahn.files import written_whole
-
-    kinds = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        kinds.append(ProfilerActivity.CUDA)
-    with profile(activities=kinds) as found:
-        step()
-    order = "self_device_time_total" if len(kinds) > 1 else "self_cpu_time_total"
-    with written_whole(path) as temporary:
-        temporary.write_text(found.key_averages().table(sort_by=order, row_limit=80))

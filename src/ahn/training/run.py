@@ -10,8 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ahn.attach import attach, of_model
-from ahn.attach.liger import patch_with_liger
+from ahn.attach import attach, of_model, use_liger
 from ahn.checkpoint import from_pretrained, has_memory, merge
 from ahn.checkpoint.names import embedded_folders
 from ahn.files import write_json
@@ -60,7 +59,7 @@ def run(
     set_seed(settings.seed)
     attached = load_model(model)
     if settings.use_liger_kernel:
-        patch_with_liger(attached, settings.device, settings.liger_kernel_config)
+        use_liger(attached.to(settings.device))  # type: ignore[arg-type]
         settings.use_liger_kernel = False  # Trainer would look for a model where the distiller is
     _check_evaluation(held_out, of_model(attached).config.budget)
     trainer = DistillTrainer(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ahn.ops.window_attention.dense import join
+from ahn.ops.window_attention.dense import Part, join
 
 
 class Piece(NamedTuple):
@@ -118,9 +118,9 @@ class _Pieces(torch.autograd.Function):
                 own.copy_(part)
                 own_lse.copy_(part_lse)
             else:
-                parts = (own, own_lse.flatten(2), part, part_lse.flatten(2))
-                all_, all_lse, new, new_lse = (x.transpose(1, 2) for x in parts)
-                join(all_, all_lse, new, new_lse, is_reversed=piece.is_far)
+                known, new = _part(own, own_lse), _part(part, part_lse)
+                shared, far = (None, new) if piece.is_far else (new, None)
+                join(known, shared, far, with_lse=True)
         ctx.save_for_backward(query, key, value, out, lse)
         return out
 
@@ -141,6 +141,11 @@ class _Pieces(torch.autograd.Function):
             piece.of_keys(of_key).add_(by_key)
             piece.of_keys(of_value).add_(by_value)
         return of_query, of_key, of_value, None, None, None
+
+
+def _part(out: Tensor, lse: Tensor) -> Part:
+    """Of tokens before heads, as views."""
+    return Part(out.transpose(1, 2), lse.flatten(2).transpose(1, 2))
 
 
 def attend(
