@@ -184,11 +184,14 @@ def _checkpoint(run: RunArguments) -> str | None:
 
 
 def check_deepspeed(run: RunArguments) -> None:
-    """ZeRO-3 with frozen parameters and recomputed layers fails in DeepSpeed's backward pass."""
+    """Refuse ZeRO-3: it gathers a module's weights at each call, and waits for all processes.
+
+    Its backward pass fails where parameters are frozen and layers recomputed; and each process
+    applies the head as often as its own tokens need.
+    """
     config = getattr(run, "hf_deepspeed_config", None)
-    if config is not None and config.is_zero3() and run.activation_checkpointing:
+    if config is not None and config.is_zero3():
         raise ValueError(
-            "deepspeed: expected ZeRO-2, FSDP2 or --activation_checkpointing false, got ZeRO-3 "
-            "with recomputed layers, whose backward pass fails where parameters are frozen "
-            "(deepspeedai/DeepSpeed pull request 8130)"
+            "deepspeed: expected ZeRO-2 or FSDP2, got ZeRO-3, whose backward pass fails where "
+            "parameters are frozen and layers recomputed (deepspeedai/DeepSpeed pull request 8130)"
         )
