@@ -13,9 +13,7 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(
-    "script", ["interpreted_losses.py", "interpreted_gated_norm.py", "interpreted_join.py"]
-)
+@pytest.mark.parametrize("script", sorted(x.name for x in HERE.glob("interpreted_*.py")))
 def test_interpreted(script):
     """In a process of its own: the interpreter is chosen when triton is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
