@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from ahn.calls import FULL, AllKept, LayerCall, LazyMask
 from ahn.decoding import decode_one_token
 from ahn.eviction import Evicted, leaving, merge, remember
 from ahn.ops.window_attention import count, why_not_dense, window_attention
+
+Document = Callable[[Tensor, Tensor, Tensor, LayerCall], Tensor]
 
 NAME = "ahn"  # of the attention function, as transformers knows it
 
@@ -50,21 +53,24 @@ def ahn_attention(
     def base(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
         mask = attention_mask.base if isinstance(attention_mask, LazyMask) else attention_mask
         mask = None if ahn.step.decoding is not None else mask  # one query sees all keys
-        function = _base_function(module)
-        return function(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
+        return _base_function(module)(module, query, key, value, mask, **options)
 
+    options = {"scaling": scaling, "dropout": dropout, **kwargs}
     if ahn.ends:
         _keep(module, query, key, value, ahn)
         raise AllKept
     if ahn.step.mode == FULL or ahn.memory is None:
-        return base(key, value)
+        if ahn.step.segments is None or module.config.ahn_backend != "sdpa":
+            return base(key, value)
+        return _documents(_full_document(module, options), query, key, value, ahn), None
     if ahn.step.decoding is not None:
         return decode_one_token(base, module, query, key, value, scaling, ahn)
     if ahn.step.segments is not None:
-        return _packed(module, query, key, value, scaling, dropout, ahn), None
+        document = partial(_many_tokens, module, scaling=scaling, dropout=dropout)
+        return _documents(document, query, key, value, ahn), None
     if _all_fits(ahn, query) and not _prefers_blocks(module, query, value, dropout, ahn):
         return _within_budget(base, module, query, key, value, ahn)
-    return _many_tokens(module, query, key, value, scaling, dropout, ahn), None
+    return _many_tokens(module, query, key, value, ahn, scaling=scaling, dropout=dropout), None
 
 
 def _all_fits(call: LayerCall, query: Tensor) -> bool:
@@ -109,9 +115,10 @@ def _many_tokens(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    call: LayerCall,
+    *,
     scaling: float | None,
     dropout: float,
-    call: LayerCall,
 ) -> Tensor:
     """A chunk: the cached window and the new tokens in order; the oldest leave."""
     keys, values, first, evicted = _in_order(query, key, value, call)
@@ -173,14 +180,8 @@ def _sinks(key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]
     return torch.where(known, held[0], new[0]), torch.where(known, held[1], new[1])
 
 
-def _packed(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    dropout: float,
-    call: LayerCall,
+def _documents(
+    attend: Document, query: Tensor, key: Tensor, value: Tensor, call: LayerCall
 ) -> Tensor:
     """Packed rows: every document on its own."""
     rows = []
@@ -188,11 +189,18 @@ def _packed(
         parts = []
         for first, last in documents:
             q, k, v = (x[row : row + 1, :, first:last] for x in (query, key, value))
-            parts.append(
-                _many_tokens(module, q, k, v, scaling, dropout, call.part(row, first, last))
-            )
+            parts.append(attend(q, k, v, call.part(row, first, last)))
         rows.append(torch.cat(parts, 1))
     return torch.cat(rows)
+
+
+def _full_document(module: Any, options: dict[str, Any]) -> Document:
+    """The base's own attention of a document: causal, so no mask of all pairs is needed."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Tensor:
+        return _base_function(module)(module, query, key, value, None, **options)[0]
+
+    return attend
 
 
 def _base_function(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -72,6 +72,31 @@ def prefill_flops(shape: Shape, length: int, settings: AHNConfig | None) -> int:
     return total
 
 
+def train_flops(
+    shape: Shape, length: int, settings: AHNConfig, counted: int, checkpointing: bool = True
+) -> int:
+    """Operations of a distillation step on a text: what `ahn.training` computes, no more.
+
+    The teacher's layers once; the student's once, once again where its layers are recomputed
+    (but for each one's last product, whose result nobody needs), and backwards by their inputs
+    alone, since the base is frozen. The head three times on the `counted` tokens that the losses
+    are on: teacher, student, gradient.
+    """
+    width = shape.heads * shape.head_dim
+    products, last = (
+        2 * shape.layer_weights * length,
+        2 * shape.hidden * shape.intermediate * length,
+    )
+    full, near = (4 * width * attended_pairs(length, x) for x in (None, settings))
+    state = 6 * max(0, length - settings.budget) * width * shape.head_dim
+    forward = products + near + state
+    student = forward + products + 2 * (near + state)  # backwards: twice what has two inputs
+    if checkpointing:
+        student += forward - last
+    head = 2 * shape.hidden * shape.vocabulary * counted
+    return shape.layers * (products + full + student) + 3 * head
+
+
 def cache_bytes(
     shape: Shape, length: int, settings: AHNConfig | None, num_gates: int, number: int = 2
 ) -> int:

@@ -100,5 +100,22 @@ def merge(out: Tensor, read: Tensor | None) -> Tensor:
     if not torch.is_grad_enabled() and out.dtype == read.dtype:
         out[:, exact:] += read
         return out
+    if exact and torch.is_grad_enabled() and out.dtype == read.dtype:
+        return _AddedToLast.apply(out, read)
     merged = out[:, exact:] + read
     return merged if not exact else torch.cat([out[:, :exact], merged], 1)
+
+
+class _AddedToLast(torch.autograd.Function):
+    """`read` added to the last tokens of `out`: nothing is padded or summed on the way back."""
+
+    @staticmethod
+    def forward(ctx, out, read):
+        ctx.count = read.shape[1]
+        merged = out.clone()
+        merged[:, -ctx.count :] += read
+        return merged
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, gradient[:, -ctx.count :]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import ahn
@@ -13,7 +15,15 @@ from ahn.bench import build
 from ahn.bench.models import filled_cache
 from ahn.cli import app
 from ahn.config import AHNConfig
-from ahn.cost import Shape, attended_pairs, cache_bytes, decode_bytes, prefill_flops
+from ahn.cost import (
+    Shape,
+    attended_pairs,
+    cache_bytes,
+    decode_bytes,
+    prefill_flops,
+    train_flops,
+)
+from ahn.training import Distiller
 from models import over_cells, random_ids, shared_model
 
 TINY = ["--model", "tiny", "--num-sinks", "4", "--dtype", "float32"]
@@ -25,15 +35,21 @@ RUNS = {
     "batch": [*SMALL, "--tokens", "300", "--sizes", "1,3", "--new-tokens", "8"],
     "kernels": ["--tokens", "70", "--heads", "4", "--dim", "16", "--window", "64",
                 "--prefill-chunk-size", "32", "--dtype", "float32"],
+    "gradients": ["--tokens", "70", "--heads", "4", "--dim", "16", "--window", "32",
+                  "--gradients", "--dtype", "float32"],
+    "train": [*SMALL, "--lengths", "200,300", "--rows", "2", "--steps", "1"],
 }  # fmt: skip
-EXPECTED = {"prefill": 18, "decode": 3, "batch": 4, "kernels": 5}
+COMMANDS = {"gradients": "kernels"}
+EXPECTED = {
+    "prefill": 18, "decode": 3, "batch": 4, "kernels": 5, "gradients": 7, "train": 4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", RUNS)
 def test_the_last_line_and_the_file_hold_every_row(what, tmp_path):
     out = tmp_path / "result.json"
     result = CliRunner().invoke(
-        app, ["bench", what, *RUNS[what], "--device", "cpu", "--out", str(out)]
+        app, ["bench", COMMANDS.get(what, what), *RUNS[what], "--device", "cpu", "--out", str(out)]
     )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
@@ -53,6 +69,10 @@ def test_the_last_line_and_the_file_hold_every_row(what, tmp_path):
         (["prefill", *TINY, "--profile", "--device", "cpu"], "profile: expected a CUDA device"),
         (["decode", "--dtype", "int8"], "--dtype: expected bfloat16, float16 or float32"),
         (["decode", *SMALL, "--steps", "graph", "--device", "cpu"], "all weights on one CUDA"),
+        (["train", *SMALL, "--lengths", "60", "--device", "cpu"], "budget of 68 tokens, got 60"),
+        (["train", *SMALL, "--strategy", "fsdp3", "--device", "cpu"], "expected one of ddp, fsdp2"),
+        (["train", *SMALL, "--strategy", "fsdp2", "--device", "cpu"], "expected GPUs, got a CPU"),
+        (["train", *SMALL, "--profile", "--device", "cpu"], "profile: expected a CUDA device"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message):
@@ -92,3 +112,35 @@ def test_costs_by_hand():
     scores, products, state = 4 * 2 * 4 * 18, 2 * weights * 6, 6 * 2 * 2 * 16
     assert prefill_flops(shape, 6, settings) == scores + products + state + 160
     assert decode_bytes(shape, 6, settings, batch=2) == 2 * (weights + 80) + 2 * (4 * 16 + 256)
+
+
+class Products(TorchDispatchMode):
+    """Counts the operations of matrix products and their shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name() in ("aten::mm", "aten::addmm"):
+            left, right = args[-2:]
+            self.shapes[(*left.shape, right.shape[1])] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_computes_the_products_that_its_cost_counts():
+    """No gradient by a frozen weight, no layer's last product a second time, the head thrice."""
+    settings, length = AHNConfig(window=64, num_sinks=4), 512
+    bench = build("tiny", settings, torch.device("cpu"), torch.float32)
+    ids = torch.randint(512, (1, length))
+    with Products() as found:
+        Distiller(bench.model)(ids, ids, window=64, num_sinks=4).loss.backward()
+    shape, counted = bench.shape, length - settings.budget
+    # The cell's own products are by its heads, and cost next to nothing.
+    of_base = {size: count for size, count in found.shapes.items() if shape.heads not in size}
+    total = sum(2 * a * b * c * count for (a, b, c), count in of_base.items())
+    pairs = sum(4 * 64 * n * attended_pairs(length, x) for n, x in ((1, None), (4, settings)))
+    state = 4 * 6 * counted * 64 * 16
+    expected = train_flops(shape, length, settings, counted) - shape.layers * (pairs + state)
+    first = 2 * 64 * (64 + 2 * 32) * length  # nothing before the first layer wants a gradient
+    assert total == expected - first

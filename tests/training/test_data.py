@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from ahn.embedded import BASE
 from ahn.training.data import Collator, DataArguments, prepare
+from ahn.training.data.sources import find_sources
 from ahn.training.losses import IGNORE
 
 QUESTION, ANSWER = "What does a ring keep?", "The last tokens, " * 20
@@ -17,6 +19,8 @@ TALK = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": 
 SHAREGPT = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
 OWN = [{"who": "u", "what": QUESTION}, {"who": "a", "what": ANSWER}]
 ALPACA = {"instruction": QUESTION, "input": "", "output": ANSWER}
+CHATQA = {"question": QUESTION, "answer": [ANSWER, "Another."], "sub-paragraphs": "A ring keeps."}
+CHATQA_LONG = {"question": f"User: A ring.\n\n{QUESTION}\n\nAssistant:", "answer": ANSWER}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +62,10 @@ def rows_of(names, tokenizer, **options):
         {"conversations": SHAREGPT},
         ALPACA,
         {"prompt": TALK[:1], "completion": TALK[1:]},
+        CHATQA,
+        CHATQA_LONG,
     ],
-    ids=["messages", "conversations", "alpaca", "prompt"],
+    ids=["messages", "conversations", "alpaca", "prompt", "chatqa", "chatqa_long"],
 )
 def test_formats(tmp_path, tokenizer, name, row):
     (got,) = rows_of(written(tmp_path, [row], name), tokenizer)
@@ -68,6 +74,27 @@ def test_formats(tmp_path, tokenizer, name, row):
     assert QUESTION in tokenizer.decode(got["input_ids"])
     assert QUESTION not in tokenizer.decode(answer)
     assert all(b in (IGNORE, a) for a, b in zip(got["input_ids"], got["labels"]))
+
+
+def test_what_chatqa2_wraps_its_questions_in_is_left_out(tmp_path, tokenizer):
+    """Columns of nvidia/ChatQA2-Long-SFT-data: `long_sft` has the document in the question."""
+    rows = rows_of(
+        f"{written(tmp_path, [CHATQA], 'a.json')},{written(tmp_path, [CHATQA_LONG], 'b.json')}",
+        tokenizer,
+    )
+    texts = [tokenizer.decode(row["input_ids"]) for row in rows]
+    assert f"user\nA ring keeps.\n\n{QUESTION}<" in texts[0]
+    assert f"user\nA ring.\n\n{QUESTION}<" in texts[1]
+    assert not any("Another" in text or "Assistant:" in text for text in texts)
+
+
+def test_the_registry_that_ships_with_the_recipes():
+    """Names, subsets and shares as in the data set's card."""
+    recipes = Path(__file__).parents[2] / "recipes"
+    found = find_sources("chatqa2_long_sft,chatqa2_narrativeqa", str(recipes))
+    assert {source.path for source in found} == {"nvidia/ChatQA2-Long-SFT-data"}
+    assert [x.options["name"] for x in found] == ["long_sft", "NarrativeQA_131072"]
+    assert {source.formatting for source in found} == {"chatqa"}
 
 
 def test_the_registry_of_llama_factory(tmp_path, tokenizer):
@@ -171,6 +198,7 @@ def test_batches():
         ([{"text": "short"}], "a.jsonl", {}, "expected a document of at least 9 tokens, got 1"),
         ([{"other": "x" * 99}], "a.jsonl", {}, "expected a column text"),
         ([{"messages": TALK[:1] * 3}], "a.jsonl", {}, "expected labelled tokens, got 1 documents"),
+        ([{"question": "What?", "answer": []}], "a.jsonl", {}, "expected a question and an answer"),
         ([{"messages": [{"role": "user"}]}], "a.jsonl", {}, "expected messages with role and con"),
         ([{"messages": TALK}], "a.jsonl", {"template": "nonsense"}, "template: expected a file or"),
         ([{"messages": TALK}], "a.jsonl", {"template": None}, "expected --template for"),
@@ -191,7 +219,7 @@ def test_bad_data(tmp_path, tokenizer, content, name, options, said):
 
 def test_a_wrong_registry(tmp_path, tokenizer):
     for entry, said in [
-        ({"file_name": "x", "formatting": "other"}, "expected the formatting alpaca or sharegpt"),
+        ({"file_name": "x", "formatting": "other"}, "expected a formatting of alpaca, share"),
         ({"files": "x"}, "expected keys among"),
         ({"split": "x"}, "expected one of"),
     ]:

@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 import ahn
+from ahn.training import Distiller
 from ahn.training.run import check_deepspeed
 from ahn.training.trainer import DistillTrainer
+from models import base_model, new_model
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +205,6 @@ def test_a_checkpoint_of_another_cell_or_base(folder, tmp_path):
     checkpoint = str(folder / "unbroken" / "checkpoint-3")
     with pytest.raises(ValueError, match="expected a memory of Mamba2, got GatedDeltaNet"):
         train(folder, "x", ahn_implementation="Mamba2", resume_from_checkpoint=checkpoint)
-    from models import base_model
-
     prepared(tmp_path)
     base_model(vocab_size=4096, hidden_size=32, num_hidden_layers=2).save_pretrained(
         tmp_path / "base"
@@ -213,11 +213,25 @@ def test_a_checkpoint_of_another_cell_or_base(folder, tmp_path):
         train(tmp_path, "x", resume_from_checkpoint=checkpoint)
 
 
-def test_recomputed_layers_under_zero3_are_refused():
-    zero3 = SimpleNamespace(is_zero3=lambda: True)
-    with pytest.raises(ValueError, match="deepspeed: expected ZeRO-2, FSDP2"):
-        check_deepspeed(SimpleNamespace(hf_deepspeed_config=zero3, activation_checkpointing=True))
-    check_deepspeed(SimpleNamespace(hf_deepspeed_config=zero3, activation_checkpointing=False))
+def test_zero3_is_refused():
+    zero2, zero3 = (SimpleNamespace(is_zero3=lambda found=found: found) for found in (False, True))
+    with pytest.raises(ValueError, match="deepspeed: expected ZeRO-2 or FSDP2, got ZeRO-3"):
+        check_deepspeed(SimpleNamespace(hf_deepspeed_config=zero3))
+    check_deepspeed(SimpleNamespace(hf_deepspeed_config=zero2))
+    check_deepspeed(SimpleNamespace())
+
+
+def test_checkpoints_without_the_base_are_loaded_strictly():
+    """As DeepSpeed reads its own: the base stays, but the memory must be whole."""
+    distiller = Distiller(new_model())
+    state = {name: x.clone() for name, x in distiller.state_dict().items()}
+    own = {name: x + 1 for name, x in state.items() if ".ahn." in name}
+    distiller.load_state_dict(own)
+    for name, tensor in distiller.state_dict().items():
+        assert torch.equal(tensor, {**state, **own}[name]), name
+    own.popitem()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        distiller.load_state_dict(own)
 
 
 def test_a_stream_gives_the_same_steps(folder):
@@ -227,3 +241,8 @@ def test_a_stream_gives_the_same_steps(folder):
     shutil.copytree(folder / "stream" / "checkpoint-2", folder / "stream again" / "checkpoint-2")
     train(folder, "stream again", resume_from_checkpoint="last", **options)
     assert same_weights(folder / "stream", folder / "stream again")
+
+
+def test_liger_needs_a_gpu(folder):
+    with pytest.raises(ValueError, match="use_liger: expected all weights on CUDA devices"):
+        train(folder, "liger", use_liger_kernel=True)

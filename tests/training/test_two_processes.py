@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import losses, prepared, train, weights
+from runs import losses, prepared, same_weights, train, weights
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -50,12 +50,37 @@ def test_sharded_by_fsdp2(folder):
         assert all(torch.equal(again[name], tensor) for name, tensor in saved.items())
 
 
-def test_a_run_of_two_processes(folder):
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The same run by this process."""
     train(folder, "one", eval_dataset=str(folder / "data.jsonl"))
-    one, two = losses(folder / "one"), losses(folder / "two")
-    assert two.keys() == one.keys()
-    for step, loss in one.items():
+    return losses(folder / "one")
+
+
+@pytest.mark.parametrize("strategy", ["two", "fsdp2"])
+def test_a_run_of_two_processes(folder, alone, strategy):
+    two = losses(folder / strategy)
+    assert two.keys() == alone.keys()
+    for step, loss in alone.items():
         assert two[step] == pytest.approx(loss, rel=1e-4)
-    logs = [json.loads((folder / x / "training.json").read_text())["log"] for x in ("one", "two")]
+    logs = [
+        json.loads((folder / x / "training.json").read_text())["log"] for x in ("one", strategy)
+    ]
     for name in ("eval_full_ce", "eval_window_ce", "eval_memory_ce", "eval_kl"):
         assert logs[1][-1][name] == pytest.approx(logs[0][-1][name], rel=1e-4), name
+
+
+def test_a_sharded_run_holds_shards_and_saves_the_memory_alone(folder):
+    assert json.loads((folder / "kinds.json").read_text()) == ["DTensor"]
+    checkpoint = folder / "fsdp2" / "checkpoint-6"
+    base = (folder / "base" / "model.safetensors").stat().st_size
+    assert sum(file.stat().st_size for file in checkpoint.iterdir()) < base / 4
+    assert weights(checkpoint).keys() == weights(folder / "one").keys()
+    for name, tensor in weights(folder / "one").items():
+        torch.testing.assert_close(weights(folder / "fsdp2")[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_sharded_run_resumed_equals_the_unbroken(folder):
+    whole, resumed = losses(folder / "fsdp2"), losses(folder / "resumed")
+    assert whole == resumed
+    assert same_weights(folder / "fsdp2", folder / "resumed")

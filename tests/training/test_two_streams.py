@@ -176,3 +176,14 @@ def test_models_that_change_their_logits_are_refused():
     model.config.logits_scaling = 8.0
     with pytest.raises(ValueError, match="expected logits straight from the head"):
         distillation(model, labelled(), **LIMITS)
+
+
+@pytest.mark.parametrize("settings", [{}, {"full_attention_layers": (1,)}], ids=str)
+def test_packed_rows_need_no_mask_of_all_pairs(settings):
+    """Of teacher or student, in forward and backward pass."""
+    model = Distiller(new_model(dtype=torch.float32, **settings)).model
+    count, length = 20, 100
+    ids, positions = random_ids(count * length), torch.arange(length).repeat(count)[None]
+    with LargestTensor() as seen:
+        distillation(model, Batch(ids, position_ids=positions), **LIMITS).loss.backward()
+    assert seen.numel < (count * length) ** 2 / 8, seen.shape

@@ -1,24 +1,30 @@
 """What each of several gloo processes does; `python -m torch.distributed.run` starts it.
 
-FSDP2 as accelerate applies it: three steps, save, load, save. Then a run under DDP, as `ahn train`.
+FSDP2 as accelerate applies it: three steps, save, load, save. Then runs under DDP and FSDP2, as
+`ahn train`.
 On CPU accelerate would quietly give DDP in place of FSDP2, so its sharding is called by name.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import accelerate
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from runs import train
 
 from ahn.training import Distiller, state
 from ahn.training.distillation import Batch, Counts, count
 from ahn.training.losses import LossWeights
+from ahn.training.trainer import DistillTrainer
 from models import new_model, random_ids
 
 LIMITS = {"window": 16, "num_sinks": 4}
@@ -69,21 +75,52 @@ def sharded(folder: Path) -> None:
 
 
 def shard(accelerator: Accelerator, distiller: Distiller):
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+    accelerator.state.fsdp_plugin = plugin()
+    return fsdp2_prepare_model(accelerator, distiller)
+
+
+def plugin() -> FullyShardedDataParallelPlugin:
+    return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
     )
-    return fsdp2_prepare_model(accelerator, distiller)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     sharded(folder)
-    evaluated = str(folder / "data.jsonl")
-    train(folder, "two", per_device_train_batch_size=1, eval_dataset=evaluated)
+    options = {"per_device_train_batch_size": 1, "eval_dataset": str(folder / "data.jsonl")}
+    train(folder, "two", **options)
+    sharded_runs(folder, options)
+
+
+def sharded_runs(folder: Path, options: dict) -> None:
+    """A run under FSDP2, and one that goes on from a checkpoint of the first.
+
+    accelerate's state is made to say what it would with GPUs.
+    """
+    AcceleratorState._reset_state(reset_partial_state=False)
+    init, samples, kinds = AcceleratorState.__init__, DistillTrainer.get_batch_samples, set()
+
+    def as_on_gpus(self, *args, **kwargs) -> None:
+        init(self, *args, **kwargs)
+        if "fsdp_plugin" not in vars(self):
+            self.fsdp_plugin, self.distributed_type = plugin(), DistributedType.FSDP
+
+    def noting(self, *args):
+        kinds.update(type(p).__name__ for p in self.model.parameters())
+        return samples(self, *args)
+
+    AcceleratorState.__init__, DistillTrainer.get_batch_samples = as_on_gpus, noting
+    train(folder, "fsdp2", **options)
+    if accelerate.PartialState().is_main_process:
+        shutil.copytree(folder / "fsdp2/checkpoint-3", folder / "resumed/checkpoint-3")
+    accelerate.PartialState().wait_for_everyone()
+    train(folder, "resumed", **options, resume_from_checkpoint="last")
+    (folder / "kinds.json").write_text(json.dumps(sorted(kinds)))
 
 
 if __name__ == "__main__":

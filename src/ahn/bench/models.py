@@ -63,7 +63,12 @@ class BenchModel:
 
 
 def build(
-    name: str, settings: AHNConfig, device: torch.device, dtype: torch.dtype, liger: bool = False
+    name: str,
+    settings: AHNConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    liger: bool = False,
+    kernels: str = "auto",
 ) -> BenchModel:
     """A model with a fresh memory that speaks.
 
@@ -71,6 +76,7 @@ def build(
         name: one of `SHAPES` or a config.json, with random weights; a folder or hub name with
             weights gets those.
         liger: see `ahn.attach.use_liger`.
+        kernels: of the memory, see `ahn.ops`.
 
     Raises:
         ValueError: a name that is none of these, or a model that takes no memory.
@@ -83,7 +89,7 @@ def build(
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         model.to(device)  # type: ignore[arg-type]
     weights = sum(x.nbytes for x in {p.data_ptr(): p for p in model.parameters()}.values())
-    _attach(model.eval(), settings)
+    _attach(model.eval(), settings, kernels)
     if liger:
         use_liger(model)
     return BenchModel(model, settings, Shape.of(model.config), weights)
@@ -102,9 +108,9 @@ def with_window(bench: BenchModel, window: int) -> BenchModel:
 
 
 @torch.no_grad()
-def _attach(model: PreTrainedModel, settings: AHNConfig) -> None:
+def _attach(model: PreTrainedModel, settings: AHNConfig, kernels: str = "auto") -> None:
     """Attach a memory that speaks: a fresh one is zero, and products of zeros are faster."""
-    attach(model, settings)
+    attach(model, settings, kernels=kernels)
     for key, parameter in model.named_parameters():
         if key.endswith(".ahn.fn.o_proj.weight"):
             parameter.normal_(std=0.02)

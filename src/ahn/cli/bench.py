@@ -151,6 +151,48 @@ def batch(
 
 
 @app.command()
+def train(
+    model: Shape = "qwen2.5-3b",
+    lengths: Annotated[
+        Any, Option(parser=numbers(int, 2), metavar="N,N", help="Tokens of a step, with commas.")
+    ] = "24576",
+    rows: Annotated[
+        int, Option(parser=integer(1), metavar="N", help="Texts that the tokens are cut into.")
+    ] = 1,
+    steps: Annotated[
+        int, Option(parser=integer(1), metavar="N", help="Steps to time; their median counts.")
+    ] = 5,
+    memory: Cell = "GatedDeltaNet",
+    window: Window = 2048,
+    num_sinks: Sinks = 0,
+    kernels: Annotated[str, Option(help="Of the memory: auto, torch or fla.")] = "auto",
+    liger: Liger = False,
+    strategy: Annotated[str, Option(help="Of several processes: ddp or fsdp2.")] = "ddp",
+    profile: Annotated[
+        bool, Option("--profile", help="Time of each kernel of a step of the first length instead.")
+    ] = False,
+    dtype: Dtype = "bfloat16",
+    device: Device = None,
+    out: Out = None,
+) -> None:
+    """A step of distillation; under torchrun, of all processes together."""
+    from ahn.bench.train import accelerator, bench_train, profile_train
+
+    runner = accelerator(strategy, *_place(device, dtype))
+    built, ceilings = _build(
+        model, memory, window, num_sinks, dtype, str(runner.device), liger, kernels
+    )
+    if profile:
+        found = profile_train(built, runner, next(iter(lengths)), rows)
+    else:
+        found = bench_train(built, runner, list(lengths), rows=rows, steps=steps, ceilings=ceilings)
+    if runner.is_main_process:
+        facts = {"strategy": strategy, "liger": liger, "kernels": kernels, **_facts(model, built)}
+        _report("train", found, ceilings, out, facts)
+    runner.end_training()
+
+
+@app.command()
 def kernels(
     tokens: Tokens = 131072,
     heads: Annotated[int, Option(parser=integer(1), metavar="N", help="Query heads.")] = 16,
@@ -160,16 +202,23 @@ def kernels(
     prefill_chunk_size: Annotated[
         int, Option(parser=integer(1), metavar="N", help="Queries of the window's attention.")
     ] = 8192,
+    gradients: Annotated[
+        bool, Option("--gradients", help="Of training, both passes; --tokens are a whole text.")
+    ] = False,
     dtype: Dtype = "bfloat16",
     device: Device = None,
     out: Out = None,
 ) -> None:
     """The kernels of one layer beside their peers."""
     from ahn.bench import bench_kernels, measure_ceilings
+    from ahn.bench.gradients import bench_gradients
 
     place, number = _place(device, dtype)
     sizes = {"tokens": tokens, "heads": heads, "groups": groups, "dim": dim, "window": window}
-    rows = bench_kernels(**sizes, chunk=prefill_chunk_size, device=place, dtype=number)
+    known: dict[str, Any] = {**sizes, "device": place, "dtype": number}
+    rows = (
+        bench_gradients(**known) if gradients else bench_kernels(**known, chunk=prefill_chunk_size)
+    )
     _report("kernels", rows, measure_ceilings(place), out, {**sizes, "dtype": dtype})
 
 
@@ -181,6 +230,7 @@ def _build(
     dtype: str,
     device: str | None,
     liger: bool,
+    kernels: str = "auto",
 ) -> tuple[Any, dict[str, float]]:
     """The model to measure, and the machine's ceilings."""
     from ahn.bench import build, measure_ceilings
@@ -189,7 +239,7 @@ def _build(
     place, number = _place(device, dtype)
     ceilings = measure_ceilings(place)
     settings = AHNConfig(memory=memory, window=window, num_sinks=num_sinks)
-    return build(model, settings, place, number, liger=liger), ceilings
+    return build(model, settings, place, number, liger=liger, kernels=kernels), ceilings
 
 
 def _place(device: str | None, dtype: str) -> tuple[Any, Any]:

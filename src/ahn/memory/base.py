@@ -12,7 +12,14 @@ from transformers import initialization as init
 
 from ahn.ops.kernels import check_kernels
 from ahn.ops.layout import compute_dtype
-from ahn.ops.read_out import EPS, FusedCell, read_out, why_not_fused_read_out
+from ahn.ops.read_out import (
+    EPS,
+    FusedCell,
+    gated_norm,
+    read_out,
+    why_not_fused_read_out,
+    why_not_gated_norm,
+)
 
 _CELLS: dict[str, type[Memory]] = {}
 ENTRY_POINT_GROUP = "ahn.memories"
@@ -179,23 +186,30 @@ class Memory(nn.Module, ABC):
             read `[B, E, H, V]` in the dtype of hidden, the state, and gates `[B, C, H, n]`.
         """
         dtype = hidden.dtype
-        hidden = hidden.to(self.o_proj.weight.dtype)
+        if not torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(self.o_proj.weight.dtype)
         new_gates = self.write_gates(hidden)
         evicted = query.shape[1]
         if not evicted:
             return query, state, new_gates
         gates = new_gates if past_gates is None else torch.cat([past_gates, new_gates], 1)
         read, state = self.write_and_read(query, key, value, gates[:, :evicted], keep, state)
-        return self._mapped(read, hidden[:, -evicted:]).to(dtype), state, new_gates
+        return self._mapped(read, hidden).to(dtype), state, new_gates
 
     def _mapped(self, read: Tensor, hidden: Tensor) -> Tensor:
-        """`read_out` and the linear map of each head, `[B, E, H, V]`."""
-        weight, fused = self.o_proj.weight, None
-        if self.kernels != "torch" and why_not_fused_read_out(read, weight) is None:
-            fused = self.fused()
-        if fused is None:
-            return self.o_proj(self.read_out(read, hidden).to(weight.dtype))
-        return read_out(read, self.output_gate(hidden), fused)
+        """`read_out` and the linear map of each head, `[B, E, H, V]`; hidden `[B, C, D]`."""
+        weight = self.o_proj.weight
+        fused = None if self.kernels == "torch" else self.fused()
+        if fused is not None and why_not_fused_read_out(read, weight) is None:
+            return read_out(read, self.output_gate(hidden[:, -read.shape[1] :]), fused)
+        dtype, device = weight.dtype, read.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        if fused is not None and why_not_gated_norm(read) is None:
+            # The gate is cut, not its input: on the way back that would be padded to full length.
+            gate = self.output_gate(hidden)[:, -read.shape[1] :]
+            return self.o_proj(gated_norm(read, gate, fused, dtype))
+        return self.o_proj(self.read_out(read, hidden[:, -read.shape[1] :]).to(dtype))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

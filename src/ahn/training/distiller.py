@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,6 +62,13 @@ class Distiller(nn.Module):
     def tie_weights(self) -> None:
         """As the model's; accelerate asks for it after it has moved the weights."""
         self.model.tie_weights()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As every module's; without any of the base, as in checkpoints, the base stays."""
+        base = {name: x for name, x in self.state_dict().items() if not is_memory(name)}
+        if not any(name in base for name in state_dict):
+            state_dict = {**base, **state_dict}
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Distiller:
         """Set the mode of this module alone."""

@@ -7,8 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ahn.ops.logit_losses import logit_losses, why_not_fused_losses
+
 IGNORE = -100  # label of a token that does not count, as everywhere in transformers
 LOSS_CHUNK = 512  # tokens whose logits exist at a time
+FUSED_LOSS_CHUNK = 2048  # the same where only half-precision logits exist: fills the device
 
 
 class LossWeights(NamedTuple):
@@ -69,7 +72,7 @@ def head_losses(
     kl_counts: Tensor | None = None,
     *,
     weights: LossWeights | None = None,
-    chunk: int = LOSS_CHUNK,
+    chunk: int | None = None,
 ) -> HeadLosses:
     """KL and cross-entropy through a frozen head, without the logits of all tokens at once.
 
@@ -82,7 +85,7 @@ def head_losses(
         targets: `[N]` next tokens, -100 where there is none; None leaves cross-entropies at 0.
         kl_counts: `[N]` bool, tokens whose KL counts; None counts all.
         weights: of KL and cross-entropy in `total`.
-        chunk: tokens per piece.
+        chunk: tokens per piece; None chooses.
 
     Raises:
         ValueError: the head is trained, or the loss asks for targets and has none.
@@ -93,6 +96,7 @@ def head_losses(
     if targets is None and weights.ce:
         raise ValueError("ce: expected labels, got none")
     kl, ce = weights.kl, weights.ce
+    chunk = chunk or (LOSS_CHUNK if why_not_fused_losses(student) else FUSED_LOSS_CHUNK)
     sums = _FusedHead.apply(student, teacher.detach(), head, targets, kl_counts, (kl, ce), chunk)
     return HeadLosses(*sums)
 
@@ -103,7 +107,7 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, teacher, head, targets, kl_counts, weights, chunk):
         dtype = torch.promote_types(student.dtype, torch.float32)
-        sums = student.new_zeros(4, dtype=dtype)
+        sums = student.new_zeros(3, dtype=dtype)
         wanted = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(student) if wanted else None
         for first in range(0, len(student), chunk):
@@ -114,16 +118,16 @@ class _FusedHead(torch.autograd.Function):
                 hidden = student[piece].detach().requires_grad_(wanted)
                 logits = head(hidden)
             with torch.no_grad():
-                target = head(teacher[piece]).to(dtype).log_softmax(-1)
-                own = logits.detach().to(dtype).log_softmax(-1)
-                sums += _sums(own, target, labels, counts, weights)
-                if gradient is not None:
-                    slope = _logit_gradient(own, target, labels, counts, weights)
+                both = (logits.detach(), head(teacher[piece]))
+                run = _plain if why_not_fused_losses(logits) else _fused
+                found, slope = run(*both, labels, counts, weights, wanted)
+                sums += found
             if gradient is not None:
-                (gradient[piece],) = torch.autograd.grad(logits, hidden, slope.to(logits.dtype))
+                (gradient[piece],) = torch.autograd.grad(logits, hidden, slope)
         ctx.save_for_backward(gradient)
-        total, *parts = sums.unbind()
-        ctx.mark_non_differentiable(*parts)
+        ctx.mark_non_differentiable(*(parts := sums.unbind()))
+        # A weight of 0 leaves a loss out, even an infinite one.
+        total = sum(w * x for w, x in zip(weights, parts) if w) + torch.zeros_like(parts[0])
         return (total, *parts)
 
     @staticmethod
@@ -132,22 +136,38 @@ class _FusedHead(torch.autograd.Function):
         return (gradient * total.to(gradient.dtype), *[None] * 6)
 
 
-def _sums(
-    own: Tensor,
-    target: Tensor,
+def _fused(
+    student: Tensor,
+    teacher: Tensor,
     labels: Tensor | None,
     counts: Tensor | None,
     weights: tuple[float, float],
-) -> Tensor:
-    """Total, KL, cross-entropy of the student and of the teacher: `[4]`."""
+    wanted: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `logit_losses`: the gradient is where the student's logits were."""
+    return logit_losses(student, teacher, labels, counts, weights, wanted), student
+
+
+def _plain(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    counts: Tensor | None,
+    weights: tuple[float, float],
+    wanted: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """KL, cross-entropy of the student and of the teacher `[3]`; gradient by the logits."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    own, target = (x.to(dtype).log_softmax(-1) for x in (student, teacher))
     kl = kl_divergence(own, target)
     kl = (kl if counts is None else torch.where(counts, kl, 0.0)).sum()
     ce = teacher_ce = torch.zeros_like(kl)
     if labels is not None:
         ce, teacher_ce = (cross_entropy(x, labels).sum() for x in (own, target))
-    # A weight of 0 leaves a loss out, even an infinite one.
-    total = sum(w * x for w, x in zip(weights, (kl, ce)) if w) + torch.zeros_like(kl)
-    return torch.stack([total, kl, ce, teacher_ce])
+    sums = torch.stack([kl, ce, teacher_ce])
+    if not wanted:
+        return sums, None
+    return sums, _logit_gradient(own, target, labels, counts, weights).to(student.dtype)
 
 
 def _logit_gradient(

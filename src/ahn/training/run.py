@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ahn.attach import attach, of_model
+from ahn.attach import attach, of_model, use_liger
 from ahn.checkpoint import from_pretrained, has_memory, merge
 from ahn.checkpoint.names import embedded_folders
 from ahn.files import write_json
@@ -58,6 +58,9 @@ def run(
         rows, held_out = _rows(data, tokenizer, sampler.shortest, settings)
     set_seed(settings.seed)
     attached = load_model(model)
+    if settings.use_liger_kernel:
+        use_liger(attached.to(settings.device))  # type: ignore[arg-type]
+        settings.use_liger_kernel = False  # Trainer would look for a model where the distiller is
     _check_evaluation(held_out, of_model(attached).config.budget)
     trainer = DistillTrainer(
         model=Distiller(
@@ -181,11 +184,14 @@ def _checkpoint(run: RunArguments) -> str | None:
 
 
 def check_deepspeed(run: RunArguments) -> None:
-    """ZeRO-3 with frozen parameters and recomputed layers fails in DeepSpeed's backward pass."""
+    """Refuse ZeRO-3: it gathers a module's weights at each call, and waits for all processes.
+
+    Its backward pass fails where parameters are frozen and layers recomputed; and each process
+    applies the head as often as its own tokens need.
+    """
     config = getattr(run, "hf_deepspeed_config", None)
-    if config is not None and config.is_zero3() and run.activation_checkpointing:
+    if config is not None and config.is_zero3():
         raise ValueError(
-            "deepspeed: expected ZeRO-2, FSDP2 or --activation_checkpointing false, got ZeRO-3 "
-            "with recomputed layers, whose backward pass fails where parameters are frozen "
-            "(deepspeedai/DeepSpeed pull request 8130)"
+            "deepspeed: expected ZeRO-2 or FSDP2, got ZeRO-3, whose backward pass fails where "
+            "parameters are frozen and layers recomputed (deepspeedai/DeepSpeed pull request 8130)"
         )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ahn.attach import of_model
@@ -160,6 +161,20 @@ class DistillTrainer(Trainer):
         """Write the memory's folder, whole from all shards."""
         folder = Path(output_dir or self.args.output_dir or ".")
         state.save(self.attached, folder, here=self.args.should_save)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer, which would write the whole base into every checkpoint of a sharded run."""
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        elif self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         state.load(self.attached, Path(resume_from_checkpoint))

@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ahn.ops.moving import joined
-from ahn.ops.window_attention.dense import dense_window_attention, why_not_dense
+from ahn.ops.window_attention.dense import (
+    dense_window_attention,
+    why_not_cudnn,
+    why_not_dense,
+)
+from ahn.ops.window_attention.gradient import whole_window_attention
 from ahn.ops.window_attention.pieces import columns, count
 from ahn.ops.window_attention.reference import blocked_window_attention
 
@@ -56,6 +61,10 @@ def window_attention(
         raise ValueError(
             f"window_attention: expected at least {query.shape[2]} keys, got {count(keys)}"
         )
+    whole = isinstance(start, int) and start == before == 0 and torch.is_grad_enabled()
+    if whole and why_not_cudnn(query, values[0], dropout) is None:
+        tokens = (joined(keys), joined(values))
+        return whole_window_attention(query, *tokens, sink_key, sink_value, window, scale)
     reference = partial(
         blocked_window_attention,
         sink_key=sink_key, sink_value=sink_value,

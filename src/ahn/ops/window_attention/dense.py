@@ -16,8 +16,8 @@ TESTED_TORCH = (2, 11)  # from here on the operator takes grouped heads
 LARGEST_DIM = 128
 
 
-def why_not_dense(query: Tensor, value: Tensor, dropout: float) -> str | None:
-    """What these blocks would need; None where they can run."""
+def why_not_cudnn(query: Tensor, value: Tensor, dropout: float) -> str | None:
+    """What parts computed by cuDNN's kernel and joined would need; None where they can run."""
     if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
         return f"a CUDA device of compute capability 8.0, got {query.device}"
     if tuple(map(int, torch.__version__.split(".")[:2])) < TESTED_TORCH:
@@ -26,11 +26,18 @@ def why_not_dense(query: Tensor, value: Tensor, dropout: float) -> str | None:
         return "triton to be installed"
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"float16 or bfloat16, got {query.dtype}"
-    if torch.is_grad_enabled() or dropout:
-        return "no gradient and no dropout: parts are joined in place"
+    if dropout:
+        return "no dropout"
     if any(x.shape[-1] > LARGEST_DIM or x.shape[-1] % 8 for x in (query, value)):
         return f"head sizes up to {LARGEST_DIM} in steps of 8, got {query.shape[-1]}"
     return None
+
+
+def why_not_dense(query: Tensor, value: Tensor, dropout: float) -> str | None:
+    """What these blocks would need; None where they can run."""
+    if torch.is_grad_enabled():
+        return "no gradient: parts are joined in place"
+    return why_not_cudnn(query, value, dropout)
 
 
 class Part(NamedTuple):
@@ -117,11 +124,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: fl
     return Part(out, lse.reshape(out.shape[:3]))
 
 
-def join(out: Tensor, near: Part, shared: Part | None, far: Part | None) -> None:
+def join(
+    out: Tensor, near: Part, shared: Part | None, far: Part | None, with_lse: bool = False
+) -> None:
     """Write attention over the keys of all parts into `out` `[B, H, C, V]`, which may be `near`'s.
 
     Args:
         far: of the first P <= C queries, in reverse order.
+        with_lse: write the log-sum-exp of all keys into `near` as well.
     """
     from ahn.ops.window_attention.join import join_kernel
 
@@ -133,6 +143,6 @@ def join(out: Tensor, near: Part, shared: Part | None, far: Part | None) -> None
     block = 32
     join_kernel[(-(-rows // block), batch * heads)](
         *tensors, *strides, heads, rows, 0 if far is None else far.out.shape[2],
-        HAS_SHARED=shared is not None, HAS_FAR=far is not None,
+        HAS_SHARED=shared is not None, HAS_FAR=far is not None, WITH_LSE=with_lse,
         BLOCK=block, DIM=dim, PADDED=1 << (dim - 1).bit_length(),
     )  # fmt: skip

@@ -14,7 +14,7 @@ def join_kernel(
     shared_b, shared_h, shared_q, shared_lse_b, shared_lse_h, shared_lse_q,
     far_b, far_h, far_q, far_lse_b, far_lse_h, far_lse_q,
     heads, rows, far_rows,
-    HAS_SHARED: tl.constexpr, HAS_FAR: tl.constexpr,
+    HAS_SHARED: tl.constexpr, HAS_FAR: tl.constexpr, WITH_LSE: tl.constexpr,
     BLOCK: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """See `ahn.ops.window_attention.dense.join`."""
@@ -43,6 +43,8 @@ def join_kernel(
         out, total, top = _add(out, total, top, part, lse)
     target += batch * target_b + head * target_h + row[:, None] * target_q + j
     tl.store(target, (out / total[:, None]).to(target.dtype.element_ty), both)
+    if WITH_LSE:
+        tl.store(near_lse, top + tl.log(total), inside)
 
 
 @triton.jit

@@ -20,14 +20,17 @@ TAG_ROLES = {  # LLaMA-Factory's tags, and the role that each names
     "function_tag": "assistant",
     "system_tag": "system",
 }
+CHATQA = ("question", "answer")
+SPEAKER, REPLY = "User: ", "Assistant:"  # that a question of ChatQA2's may begin and end with
 Sample = dict[str, Any]
 
 
 def unified(row: Sample, source: Source, text_column: str = "text") -> Sample:
     """`{"messages": [...], "tools": ...}` or `{"text": ...}` of a sample in any known format.
 
-    Known are TRL's (`messages`, `conversations`, `prompt` and `completion`, `text`) and
-    LLaMA-Factory's (`alpaca`, `sharegpt`), told by the registry or by the columns.
+    Known are TRL's (`messages`, `conversations`, `prompt` and `completion`, `text`),
+    LLaMA-Factory's (`alpaca`, `sharegpt`) and ChatQA2's (`chatqa`: `question`, `answer`), told by
+    the registry or by the columns.
 
     Raises ValueError naming the source, the columns expected and those there.
     """
@@ -35,6 +38,8 @@ def unified(row: Sample, source: Source, text_column: str = "text") -> Sample:
         return _alpaca(row, source)
     if source.formatting == "sharegpt":
         return _sharegpt(row, source)
+    if source.formatting == "chatqa" or (source.formatting is None and {*CHATQA} <= {*row}):
+        return _chatqa(row, source)
     for key in ("messages", "conversations"):
         if isinstance(row.get(key), list):
             return _conversation(row, Source(source.name, source.path, columns={"messages": key}))
@@ -46,7 +51,7 @@ def unified(row: Sample, source: Source, text_column: str = "text") -> Sample:
         return {"text": row[text_column]}
     raise ValueError(
         f"{source.name}: expected a column {text_column} (--text_column), messages, conversations, "
-        f"instruction, or prompt and completion, got {sorted(row)}"
+        f"instruction, prompt and completion, or question and answer, got {sorted(row)}"
     )
 
 
@@ -67,6 +72,19 @@ def _alpaca(row: Sample, source: Source) -> Sample:
     messages.append({"role": "user", "content": question})
     messages.append({"role": "assistant", "content": row[names["response"]]})
     return {"messages": messages}
+
+
+def _chatqa(row: Sample, source: Source) -> Sample:
+    """A document, if it is not in the question already, the question, and the first answer."""
+    question, answer = (row.get(name) for name in CHATQA)
+    answer = answer[0] if isinstance(answer, list) and answer else answer
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise ValueError(f"{source.name}: expected a question and an answer, got {sorted(row)}")
+    question = question.strip().removeprefix(SPEAKER).removesuffix(REPLY).strip()
+    text = "\n\n".join(filter(None, (row.get("sub-paragraphs"), question)))
+    return {
+        "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    }
 
 
 def _sharegpt(row: Sample, source: Source) -> Sample:

@@ -17,6 +17,7 @@ LOADERS = {  # by the end of a file's name
     ".md": "text",
     ".py": "text",
 }
+FORMATTINGS = ("alpaca", "sharegpt", "chatqa")
 HUB_KEYS = ("hf_hub_url", "file_name")
 KEYS = {*HUB_KEYS, "formatting", "columns", "tags", "subset", "split", "folder", "num_samples"}
 
@@ -29,7 +30,7 @@ class Source:
         name: as the user gave it, for messages.
         path: a local file or folder, or a name on the hub.
         options: of `datasets.load_dataset`.
-        formatting: `alpaca`, `sharegpt`, or None to tell by the columns.
+        formatting: one of `FORMATTINGS`, or None to tell by the columns.
         columns, tags: LLaMA-Factory's names for those that differ from its own.
         num_samples: the most samples to read; None reads all.
     """
@@ -103,9 +104,10 @@ def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
     if kind is None:
         raise ValueError(f"{REGISTRY}: {name}: expected one of {HUB_KEYS}, got {sorted(entry)}")
     formatting = entry.get("formatting", "alpaca")
-    if formatting not in ("alpaca", "sharegpt"):
+    if formatting not in FORMATTINGS:
+        known = ", ".join(FORMATTINGS)
         raise ValueError(
-            f"{REGISTRY}: {name}: expected the formatting alpaca or sharegpt, got {formatting!r}"
+            f"{REGISTRY}: {name}: expected a formatting of {known}, got {formatting!r}"
         )
     options = {
         "name": entry.get("subset"),

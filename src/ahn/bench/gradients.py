@@ -1,0 +1,120 @@
+"""Kernels of one layer in training: forward and backward pass, beside their peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ahn.bench.machine import median_seconds, synchronize
+from ahn.memory import build_cell, registered_cells
+from ahn.ops.window_attention import window_attention
+from ahn.ops.window_attention.reference import blocked_window_attention
+from ahn.training.losses import head_losses
+
+Case = tuple[str, str, Callable[[], Tensor], list[Tensor]]
+VOCABULARY, WIDTH = 151936, 2048  # of the head that is measured, Qwen2.5-3B's
+
+
+def bench_gradients(
+    *,
+    tokens: int,
+    heads: int,
+    groups: int,
+    dim: int,
+    window: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[dict[str, Any]]:
+    """One row a kernel and implementation: milliseconds of both passes, on random inputs."""
+    rows = []
+    sizes = (tokens, heads, groups, dim, dtype)
+    with torch.device(device):
+        for kernel, by, forward, leaves in [*_attention(window, *sizes), *_cells(*sizes)]:
+            row: dict[str, Any] = {"kernel": f"{kernel}, trained", "by": by}
+            try:
+                rows.append(row | _both_passes(forward, leaves, device))
+            except RuntimeError as error:  # of a peer that cannot run here
+                rows.append({**row, "error": str(error).splitlines()[0]})
+        rows.append(_head(tokens, device, dtype))
+    return rows
+
+
+def _both_passes(
+    forward: Callable[[], Tensor], leaves: list[Tensor], device: torch.device
+) -> dict[str, float]:
+    """First call in seconds, then milliseconds forward and backward."""
+    slope = torch.randn_like(out := forward())
+    synchronize(device)
+
+    def backward() -> None:
+        torch.autograd.grad(out, leaves, slope, retain_graph=True)
+
+    found = {"forward_ms": median_seconds(forward, device, warm_up=2) * 1e3}
+    found["backward_ms"] = median_seconds(backward, device, warm_up=2) * 1e3
+    return {"ms": sum(found.values()), **found}
+
+
+def _attention(
+    window: int, tokens: int, heads: int, groups: int, dim: int, dtype: torch.dtype
+) -> Iterator[Case]:
+    query = torch.randn(1, tokens, heads, dim, dtype=dtype).transpose(1, 2).requires_grad_()
+    key, value = (
+        torch.randn(1, tokens, groups, dim, dtype=dtype).transpose(1, 2).requires_grad_()
+        for _ in "kv"
+    )
+    leaves = [query, key, value]
+    none = key.detach()[:, :, :0]
+
+    def ours() -> Tensor:
+        return window_attention(query, key, value, none, none, window=window, start=0)
+
+    def blocks() -> Tensor:
+        return blocked_window_attention(query, key, value, none, none, window, 0, None, 0.0)
+
+    def band() -> Tensor:
+        rows = (x.transpose(1, 2) for x in leaves)
+        return torch.ops.aten._flash_attention_forward(
+            *rows, None, None, tokens, tokens, 0.0, True, False, window_size_left=window - 1,
+            window_size_right=0,
+        )[0]  # fmt: skip
+
+    def full() -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+    yield "window", "ahn", ours, leaves
+    if query.is_cuda:
+        yield "window", "flash attention 2", band, leaves
+    yield "window", "blocks with masks", blocks, leaves
+    yield "full", "scaled_dot_product_attention", full, leaves
+
+
+def _cells(tokens: int, heads: int, groups: int, dim: int, dtype: torch.dtype) -> Iterator[Case]:
+    """A cell whole, in float32 under autocast: gates, recurrence, read-out, head-wise map."""
+    hidden = torch.randn(1, tokens, heads * dim, dtype=dtype, requires_grad=True)
+    query = torch.randn(1, tokens, heads, dim, dtype=dtype, requires_grad=True)
+    key, value = (
+        torch.randn(1, tokens, groups, dim, dtype=dtype, requires_grad=True) for _ in "kv"
+    )
+    for name in registered_cells():
+        cell = build_cell(name, heads * dim, heads, dim)
+        nn.init.normal_(cell.o_proj.weight, std=0.02)
+
+        def forward(cell: nn.Module = cell) -> Tensor:
+            with torch.autocast(hidden.device.type, dtype, enabled=dtype != torch.float32):
+                return cell(hidden, query, key, value, None, None, None)[0]
+
+        yield name, "ahn", forward, [hidden, query, key, value, *cell.parameters()]
+
+
+def _head(tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Losses of a frozen head; their gradient is made in the forward pass."""
+    width = WIDTH if device.type == "cuda" else 64
+    head = nn.Linear(width, VOCABULARY, bias=False, dtype=dtype).requires_grad_(False)
+    student, teacher = torch.randn(2, tokens, width, dtype=dtype)
+    student.requires_grad_()
+    seconds = median_seconds(lambda: head_losses(head, student, teacher), device, repeats=3)
+    return {"kernel": "head and KL, trained", "by": "ahn", "ms": seconds * 1e3}

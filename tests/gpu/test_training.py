@@ -1,0 +1,109 @@
+"""Law: a step of training on a GPU equals the general path on the CPU, part by part and whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ahn.memory import build_cell
+from ahn.ops.logit_losses import logit_losses
+from ahn.ops.read_out import gated_norm
+from ahn.ops.window_attention import window_attention
+from ahn.ops.window_attention.reference import blocked_window_attention
+from ahn.training import Distiller
+from ahn.training.losses import IGNORE, _plain
+from models import new_model, over_cells, random_ids
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DEVICE = "cuda"
+
+
+def difference(ours, exact):
+    return ((ours.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+@pytest.mark.parametrize("sinks", [0, 128])
+@pytest.mark.parametrize(("length", "window"), [(2048, 256), (1000, 256), (700, 512), (300, 512)])
+def test_window_attention_and_its_gradients(length, window, sinks):
+    """Rows of two, grouped heads; errors are those of half precision."""
+
+    def draw(heads):
+        return torch.randn(2, length, heads, 128, device=DEVICE).bfloat16().transpose(1, 2)
+
+    leaves, wanted = [draw(8), draw(2), draw(2)], draw(8)
+
+    def run(form, tensors, *options):
+        tensors = [x.detach().requires_grad_() for x in tensors]
+        query, key, value = tensors
+        out = form(query, key, value, key[:, :, :sinks], value[:, :, :sinks], *options)
+        return [out, *torch.autograd.grad(out, tensors, wanted.to(out.dtype))]
+
+    def ours(*tensors):
+        return window_attention(*tensors, window=window, start=0)
+
+    plain = (window, 0, None, 0.0)
+    exact = run(blocked_window_attention, [x.double() for x in leaves], *plain)
+    general = run(blocked_window_attention, leaves, *plain)
+    for name, a, b, c in zip(("out", "query", "key", "value"), run(ours, leaves), exact, general):
+        assert difference(a, b) <= 1.5 * difference(c, b) + 2**-9, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_of_logits(dtype):
+    student, teacher = (3 * torch.randn(2, 64, 151936, device=DEVICE)).to(dtype)
+    targets = torch.randint(151936, (64,), device=DEVICE)
+    targets[::3] = IGNORE
+    counts = torch.arange(64, device=DEVICE) % 2 == 0
+    known = (teacher, targets, counts, (0.5, 2.0), True)
+    sums, slope = _plain(student, *known)
+    found = logit_losses(student, *known)
+    torch.testing.assert_close(found, sums, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(student, slope, rtol=2**-7, atol=1e-5)
+
+
+@over_cells
+@pytest.mark.parametrize("heads", [3, 16, 40])
+def test_norm_and_gate(cell, heads):
+    cell = build_cell(cell, 64, heads, 128).to(DEVICE)
+    fused = cell.fused()
+    torch.nn.init.normal_(fused.norm)
+    hidden = torch.randn(2, 100, 64, device=DEVICE)
+    read = torch.randn(2, 100, heads, 128, device=DEVICE, requires_grad=True)
+    leaves, wanted = [read, fused.norm, cell.g_proj.weight], torch.randn_like(read)
+    ours = gated_norm(read, cell.output_gate(hidden), fused, torch.float32)
+    exact = cell.read_out(read, hidden)
+    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
+    found, expected = (torch.autograd.grad(x, leaves, wanted) for x in (ours, exact))
+    for a, b in zip(found, expected):
+        assert difference(a, b) < 1e-4
+
+
+@over_cells
+def test_a_step_in_half_precision(cell, monkeypatch):
+    """Loss and gradients of a whole step err no more than those of plain PyTorch."""
+    ids = random_ids(300).to(DEVICE)
+    ours, exact = step(cell, ids, torch.bfloat16, "auto"), step(cell, ids, torch.float64, "torch")
+    for name in ("window_attention.why_not_cudnn", "logit_losses.why_not_fused_losses"):
+        monkeypatch.setattr(f"ahn.ops.{name}", lambda *_: "the general path")
+    monkeypatch.setattr("ahn.training.losses.why_not_fused_losses", lambda *_: "the general path")
+    general = step(cell, ids, torch.bfloat16, "torch")
+    for name, gradient in exact.items():
+        error, allowed = (difference(x[name], gradient) for x in (ours, general))
+        assert error <= 2 * allowed + 0.03, name
+
+
+def step(cell, ids, dtype, kernels):
+    """Gradients by name, and the loss; the cells of a half-precision base are in float32."""
+    model = new_model("Qwen2", cell, window=64, num_sinks=8).to(DEVICE, dtype)
+    for layer in model.model.layers:
+        layer.ahn.to(torch.promote_types(dtype, torch.float32))
+        layer.ahn.fn.kernels = kernels
+    distiller = Distiller(model)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        losses = distiller(ids, ids, window=64, num_sinks=8)
+    losses.loss.backward()
+    found = {n: p.grad for n, p in distiller.named_parameters() if p.requires_grad}
+    return {**found, "loss": losses.loss.detach()}

@@ -1,0 +1,28 @@
+"""Compares norm and gate, and their gradients, with PyTorch's, under TRITON_INTERPRET=1."""
+
+import torch
+
+from ahn.memory import build_cell
+from ahn.ops.read_out import gated_norm
+
+torch.manual_seed(0)
+compared = 0
+for name in ("DeltaNet", "GatedDeltaNet", "Mamba2"):
+    for heads, dim in ((4, 16), (3, 24)):
+        cell = build_cell(name, 20, heads, dim)
+        fused = cell.fused()
+        with torch.no_grad():
+            fused.norm.normal_()
+        for batch, tokens in ((1, 37), (2, 5)):
+            hidden = torch.randn(batch, tokens, 20)
+            read = torch.randn(batch, tokens, heads, dim, requires_grad=True)
+            leaves = [read, fused.norm, cell.g_proj.weight]
+            wanted = torch.randn(batch, tokens, heads, dim)
+            ours = gated_norm(read, cell.output_gate(hidden), fused, torch.float32)
+            found = [ours, *torch.autograd.grad(ours, leaves, wanted)]
+            exact = cell.read_out(read, hidden)
+            expected = [exact, *torch.autograd.grad(exact, leaves, wanted)]
+            for one, other in zip(found, expected):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+                compared += 1
+print("compared", compared)
