@@ -34,11 +34,13 @@ def bench_kernels(
 ) -> list[dict[str, Any]]:
     """One row a kernel and implementation: median milliseconds on the same random inputs.
 
-    The recurrences read `tokens` tokens; attention a chunk after a full window.
+    The recurrences read `tokens` tokens, then a prefill's chunk; attention a chunk after a full
+    window.
     """
     rows = []
     with torch.device(device):
         cases = [*_recurrences(tokens, heads, groups, dim, dtype)]
+        cases += [*_recurrences(chunk, heads, groups, dim, dtype)]
         cases += [*_attention(window, chunk, heads, groups, dim, dtype)]
     for kernel, implementation, work in cases:
         seconds = median_seconds(work, device, warm_up=2)
@@ -53,19 +55,23 @@ def _recurrences(
     key, value = torch.randn(2, 1, tokens, groups, dim, dtype=dtype)
     beta, step = torch.rand(2, 1, tokens, heads)
     log_decay = -0.1 * torch.rand(1, tokens, heads)
+    state = torch.randn(1, heads, dim, dim)
     scale = dim**-0.5
     ours: dict[str, Work] = {
         "GatedDeltaNet": lambda: delta_rule(
-            query, key, value, beta, log_decay, normalize=True, scale=scale
+            query, key, value, beta, log_decay, state, normalize=True, scale=scale
         ),
-        "DeltaNet": lambda: delta_rule(query, key, value, beta, normalize=True, scale=scale),
-        "Mamba2": lambda: ssd(query, key, value, log_decay, step=step, normalize=True),
+        "DeltaNet": lambda: delta_rule(
+            query, key, value, beta, None, state, normalize=True, scale=scale
+        ),
+        "Mamba2": lambda: ssd(query, key, value, log_decay, state, step=step, normalize=True),
     }
-    peers = _fla(query, key, value, beta, log_decay) if _has_fla(query) else {}
+    peers = _fla(query, key, value, beta, log_decay, state) if _has_fla(query) else {}
     for name in [cell for cell in registered_cells() if cell in ours]:
-        yield name, "ahn", ours[name]
+        kernel = f"{name}, {tokens} tokens"
+        yield kernel, "ahn", ours[name]
         if name in peers:
-            yield name, "flash-linear-attention", peers[name]
+            yield kernel, "flash-linear-attention", peers[name]
 
 
 def _has_fla(query: Tensor) -> bool:
@@ -73,7 +79,7 @@ def _has_fla(query: Tensor) -> bool:
 
 
 def _fla(
-    query: Tensor, key: Tensor, value: Tensor, beta: Tensor, log_decay: Tensor
+    query: Tensor, key: Tensor, value: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
 ) -> dict[str, Work]:
     """Its chunk kernels on what they take: keys and values already repeated for every head.
 
@@ -85,7 +91,7 @@ def _fla(
 
     heads = query.shape[2]
     k, v = (repeat_heads(x, heads) for x in (key, value))
-    known = {"v": v, "output_final_state": True}
+    known = {"v": v, "initial_state": state, "output_final_state": True}
     raw = {"q": query, "k": k, "use_qk_l2norm_in_kernel": True, **known}
     units = {"q": F.normalize(query, dim=-1), "k": F.normalize(k, dim=-1), **known}
     beta = beta.to(query.dtype)

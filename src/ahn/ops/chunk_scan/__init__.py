@@ -8,31 +8,16 @@ one segment, or a batch that fills the device without, needs the last launch alo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from ahn.ops.layout import compute_dtype
-
-__all__ = ["CHUNK", "Chunks", "scan", "why_not_triton"]
+__all__ = ["CHUNK", "Chunks", "padded", "scan"]
 
 CHUNK = 64
 COLUMNS = 64  # of a state, a program
+JOINED_COLUMNS = 32
 LEAST_PER_SEGMENT = 8  # chunks, so that joining costs less than it saves
-
-
-def why_not_triton(query: Tensor, value: Tensor) -> str | None:
-    """What these kernels would need; None where they can run."""
-    if not query.is_cuda:
-        return f"a CUDA device, got {query.device}"
-    if find_spec("triton") is None:
-        return "triton to be installed"
-    if query.dtype != torch.bfloat16 or value.dtype != torch.bfloat16:
-        return f"bfloat16, got {query.dtype} and {value.dtype}"
-    if max(query.shape[-1], value.shape[-1]) > 256:
-        return f"head sizes of at most 256, got {query.shape[-1]} and {value.shape[-1]}"
-    return None
 
 
 @dataclass(frozen=True)
@@ -40,19 +25,26 @@ class Chunks:
     """What was made of a text's keys and gates; N chunks of `CHUNK` tokens.
 
     Attributes:
-        total: `[B, H, N CHUNK]` float32, log2 of the decay since a chunk's start; None: no decay.
         key_scale: `[B, H, N CHUNK]` float32, factor of the keys.
+        total: `[B, H, N CHUNK]` float32, log2 of the decay since a chunk's start; None: no decay.
         solved: `[B, H, N, CHUNK, CHUNK]`, what makes writes of a chunk's errors; None where
             values are written as they are.
     """
 
-    total: Tensor | None
     key_scale: Tensor
+    total: Tensor | None
     solved: Tensor | None = None
 
     @property
     def count(self) -> int:
         return self.key_scale.shape[2] // CHUNK
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """solved, total, key_scale as the kernels take them; what they don't read stands in."""
+        given = (self.solved, self.total)
+        solved, total = (self.key_scale if x is None else x for x in given)
+        return solved, total, self.key_scale
 
 
 def scan(
@@ -69,8 +61,8 @@ def scan(
 
     Args:
         query: `[B, T, H, K]`; key: `[B, T, G, K]`; value: `[B, T, G, V]`; one dtype.
-        initial_state: `[B, H, K, V]` float32; None is zeros.
-        normalize: divide queries by their length; the keys' are in `chunks.key_scale`.
+        initial_state: `[B, H, K, V]`; None is zeros.
+        normalize: divide queries by their length; what keys are divided by is in `chunks`.
 
     Returns:
         out `[B, T, H, V]` in the dtype of the values, final_state `[B, H, K, V]` float32.
@@ -80,51 +72,64 @@ def scan(
     batch, length, heads, dim = query.shape
     width = value.shape[-1]
     blocks = -(-width // COLUMNS)
-    segments, per_segment = split(chunks.count, batch * heads * blocks, query.device)
-    state = (batch, heads, dim, width)
+    segments, _ = split = _split(chunks.count, batch * heads * blocks, query.device)
     starts = query.new_empty(batch, heads, segments, dim, width, dtype=torch.float32)
-    if initial_state is None:
-        starts[:, :, 0].zero_()
-    else:
-        starts[:, :, 0] = initial_state
-    total = chunks.key_scale if chunks.total is None else chunks.total
-    solved = chunks.key_scale if chunks.solved is None else chunks.solved
-    out = value.new_empty(batch, length, heads, width)
-    final = starts.new_empty(state)
-    is_delta = chunks.solved is not None
-    strides = (*key.stride()[:3], *value.stride()[:3])
-    counts = (length, chunks.count, segments, per_segment, heads, key.shape[2])
-    sizes = {"DELTA": is_delta, "K": dim, "V": width, "PADDED": padded(dim)}
-    more = {"DECAY": chunks.total is not None, "CHUNK": CHUNK, "COLUMNS": COLUMNS}
-    more["PRECISION"] = "ieee" if query.dtype == torch.float32 else "tf32"
+    starts[:, :, 0] = 0.0 if initial_state is None else initial_state
     if segments > 1:
-        moves = starts.new_empty(batch, heads, segments, dim, dim if is_delta else 0)
-        decays = starts.new_empty(batch, heads, segments)
-        programs = heads * (blocks + (-(-dim // COLUMNS) if is_delta else 0))
-        kernels.carry[(programs, segments - 1, batch)](
-            key, value, solved, total, chunks.key_scale, starts, moves, decays, *strides, *counts,
-            **sizes, **more,
-        )  # fmt: skip
-        if segments > 2:
-            kernels.join[(-(-width // 32), batch * heads)](
-                starts, moves, decays, segments, **sizes, COLUMNS=32, PRECISION="tf32x3"
-            )
+        _start_segments(key, value, chunks, starts, split)
+    out = value.new_empty(batch, length, heads, width)
+    final = torch.empty_like(starts[:, :, 0])
     kernels.read[(heads * blocks, segments, batch)](
-        query, key, value, solved, total, chunks.key_scale, starts, out, final, scale,
-        *query.stride()[:3], *strides, *counts, NORMALIZE=normalize, **sizes, **more,
+        query, key, value, *chunks.tensors, starts, out, final, scale, *query.stride()[:3],
+        *_places(key, value, chunks, split), NORMALIZE=normalize, CHUNK=CHUNK, COLUMNS=COLUMNS,
+        DECAY=chunks.total is not None, **_sizes(chunks, starts),
     )  # fmt: skip
     return out, final
 
 
-def split(chunks: int, programs: int, device: torch.device) -> tuple[int, int]:
-    """Into how many segments, and of how many chunks, so that programs fill the device."""
-    units = 4
+def _split(chunks: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """Number of segments, of how many chunks: programs of each that fill the device, twice over."""
+    units = 1
     if device.type == "cuda":
-        units = 2 * torch.cuda.get_device_properties(device).multi_processor_count
-    segments = max(1, min(units // programs, chunks // LEAST_PER_SEGMENT))
+        units = torch.cuda.get_device_properties(device).multi_processor_count
+    segments = max(1, min(2 * units // programs, chunks // LEAST_PER_SEGMENT))
     per_segment = -(-chunks // segments)
     return -(-chunks // per_segment), per_segment
 
 
+def _start_segments(
+    key: Tensor, value: Tensor, chunks: Chunks, starts: Tensor, split: tuple[int, int]
+) -> None:
+    """Fill in the states `[B, H, P, K, V]` of which the first is given."""
+    from ahn.ops.chunk_scan import kernels
+
+    batch, heads, segments, dim, width = starts.shape
+    is_delta = chunks.solved is not None
+    # A segment of the delta rule multiplies a state by a matrix, others by a number.
+    moves = starts.new_empty(batch, heads, segments, *((dim, dim) if is_delta else ()))
+    blocks = -(-width // COLUMNS) + (-(-dim // COLUMNS) if is_delta else 0)
+    sizes = _sizes(chunks, starts)
+    kernels.carry[(heads * blocks, segments - 1, batch)](
+        key, value, *chunks.tensors, starts, moves, *_places(key, value, chunks, split),
+        CHUNK=CHUNK, COLUMNS=COLUMNS, DECAY=chunks.total is not None, **sizes,
+    )  # fmt: skip
+    if segments > 2:
+        grid = (-(-width // JOINED_COLUMNS), batch * heads)
+        kernels.join[grid](starts, moves, segments, COLUMNS=JOINED_COLUMNS, **sizes)
+
+
+def _places(key: Tensor, value: Tensor, chunks: Chunks, split: tuple[int, int]) -> tuple[int, ...]:
+    """Strides of keys and values, T, chunks, segments, chunks of a segment, H and G."""
+    heads = chunks.key_scale.shape[1]
+    counts = (key.shape[1], chunks.count, *split, heads, key.shape[2])
+    return *key.stride()[:3], *value.stride()[:3], *counts
+
+
+def _sizes(chunks: Chunks, starts: Tensor) -> dict[str, int]:
+    dim, width = starts.shape[-2:]
+    return {"DELTA": chunks.solved is not None, "K": dim, "V": width, "PADDED": padded(dim)}
+
+
 def padded(size: int) -> int:
+    """The next power of two that a matrix product takes."""
     return max(16, 1 << (size - 1).bit_length())

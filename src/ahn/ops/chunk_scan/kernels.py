@@ -33,13 +33,13 @@ def _gates(total, key_scale, chunk, c, DECAY: tl.constexpr, CHUNK: tl.constexpr)
 
 
 @triton.jit
-def _written(v, k, state, solved, known_scale, DELTA: tl.constexpr, PRECISION: tl.constexpr):
+def _written(v, k, state, solved, known_scale, DELTA: tl.constexpr):
     """What each token adds under its key, `[COLUMNS, CHUNK]`."""
     v = tl.trans(v).to(tl.float32)
     if DELTA:
-        known = tl.dot(state, tl.trans(k), input_precision=PRECISION)
+        known = tl.dot(state, tl.trans(k), input_precision="ieee")
         error = (v - known * known_scale[None, :]).to(k.dtype)
-        v = tl.dot(error, tl.trans(solved), input_precision=PRECISION)
+        v = tl.dot(error, tl.trans(solved), input_precision="ieee")
     return v
 
 
@@ -51,11 +51,10 @@ def carry(
     total,  # [B, H, N CHUNK] float32, log2 of the decay since the chunk's start
     key_scale,  # [B, H, N CHUNK] float32, of the keys
     starts,  # [B, H, P, K, V] float32: the first is given, the others are out
-    moves,  # [B, H, P, K, K] float32, out, of the delta rule
-    decays,  # [B, H, P] float32, out, log2, of the others
+    moves,  # float32, out: [B, H, P, K, K] of the delta rule, [B, H, P] of others, there log2
     k_b, k_t, k_g, v_b, v_t, v_g, T, chunks, segments, per_segment, H, G,
     DELTA: tl.constexpr, DECAY: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    PADDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+    PADDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """What a segment adds to a state and, of the delta rule, the matrix it multiplies it by.
 
@@ -92,15 +91,15 @@ def carry(
             matrix = tl.load(square + (c[:, None] * CHUNK + c[None, :]))
         since, to_end, whole, scale = _gates(total, key_scale, chunk, c, DECAY, CHUNK)
         known_scale = tl.exp2(since) * scale
-        new = _written(v, k, state.to(k.dtype), matrix, known_scale, DELTA, PRECISION)
+        new = _written(v, k, state.to(k.dtype), matrix, known_scale, DELTA)
         new = (new * (tl.exp2(to_end) * scale)[None, :]).to(k.dtype)
-        state = tl.dot(new, k, state * tl.exp2(whole), input_precision=PRECISION)
+        state = tl.dot(new, k, state * tl.exp2(whole), input_precision="ieee")
         decay += whole
     if is_value:
         after = (place + 1) * K * V + i[None, :] * V + j[:, None]
         tl.store(starts + after, state, columns[:, None] & inner)
         if (not DELTA) & (block == 0):
-            tl.store(decays + place, decay)
+            tl.store(moves + place, decay)
     else:
         to = (place * K + i[None, :]) * K + j[:, None]
         tl.store(moves + to, state, (j < K)[:, None] & inner)
@@ -108,9 +107,9 @@ def carry(
 
 @triton.jit(do_not_specialize=["segments"])
 def join(
-    starts, moves, decays, segments,
+    starts, moves, segments,
     DELTA: tl.constexpr, K: tl.constexpr, V: tl.constexpr, PADDED: tl.constexpr,
-    COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """From what segments do to a state to the state each starts from, in place."""
     head = tl.program_id(1).to(tl.int64) * segments
@@ -123,9 +122,9 @@ def join(
         added = tl.load(starts + (head + n + 1) * K * V + cells, both, 0.0)
         if DELTA:
             move = tl.load(moves + (head + n) * K * K + i[:, None] * K + i[None, :], square, 0.0)
-            state = tl.dot(move, state, input_precision=PRECISION) + added
+            state = tl.dot(move, state, input_precision="tf32x3") + added
         else:
-            state = state * tl.exp2(tl.load(decays + head + n)) + added
+            state = state * tl.exp2(tl.load(moves + head + n)) + added
         tl.store(starts + (head + n + 1) * K * V + cells, state, both)
 
 
@@ -139,7 +138,6 @@ def read(
     scale, q_b, q_t, q_h, k_b, k_t, k_g, v_b, v_t, v_g, T, chunks, segments, per_segment, H, G,
     NORMALIZE: tl.constexpr, DELTA: tl.constexpr, DECAY: tl.constexpr, K: tl.constexpr,
     V: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the queries of a segment read, from the state that it starts from."""
     head, block, segment = tl.program_id(0) % H, tl.program_id(0) // H, tl.program_id(1)
@@ -165,8 +163,6 @@ def read(
             square = solved + chunk * CHUNK * CHUNK
             matrix = tl.load(square + (c[:, None] * CHUNK + c[None, :]))
         since, to_end, whole, k_scale = _gates(total, key_scale, chunk, c, DECAY, CHUNK)
-        rounded, kept = state.to(k.dtype), tl.exp2(since)
-        new = _written(v, k, rounded, matrix, kept * k_scale, DELTA, PRECISION)
         q_scale = tl.full((CHUNK,), scale, tl.float32)
         if NORMALIZE:
             long = q.to(tl.float32)
@@ -174,13 +170,15 @@ def read(
         # Rows are the writing tokens, columns the reading ones.
         past = c[:, None] <= c[None, :]
         decay = tl.exp2(tl.where(past, since[None, :] - since[:, None], float("-inf")))
-        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        scores = tl.dot(k, tl.trans(q), input_precision="ieee")
         scores = (scores * decay * k_scale[:, None]).to(k.dtype)
-        got = tl.dot(rounded, tl.trans(q), input_precision=PRECISION) * kept[None, :]
-        got = tl.dot(new.to(k.dtype), scores, got, input_precision=PRECISION)
+        rounded, kept = state.to(k.dtype), tl.exp2(since)
+        got = tl.dot(rounded, tl.trans(q), input_precision="ieee") * kept[None, :]
+        new = _written(v, k, rounded, matrix, kept * k_scale, DELTA)
+        got = tl.dot(new.to(k.dtype), scores, got, input_precision="ieee")
         got = tl.trans(got * q_scale[None, :]).to(out.dtype.element_ty)
         tl.store(out + start * H * V + (c[:, None] * H * V + j[None, :]), got, inside & columns)
         new = (new * (tl.exp2(to_end) * k_scale)[None, :]).to(k.dtype)
-        state = tl.dot(new, k, state * tl.exp2(whole), input_precision=PRECISION)
+        state = tl.dot(new, k, state * tl.exp2(whole), input_precision="ieee")
     if segment == segments - 1:
         tl.store(final + (row * H + head) * K * V + cells, state, both)

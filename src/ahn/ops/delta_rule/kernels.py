@@ -9,18 +9,21 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _inverse(a, SIZE: tl.constexpr, DOUBLINGS: tl.constexpr, PRECISION: tl.constexpr):
+def _inverse(a, SIZE: tl.constexpr, DOUBLINGS: tl.constexpr, DTYPE: tl.constexpr):
     """(I + a)^-1 for a strictly lower triangular `[SIZE, SIZE]`: blocks double until they are one.
 
-    The inverse of [[A, 0], [C, B]] is [[A^-1, 0], [-B^-1 C A^-1, B^-1]].
+    The inverse of [[A, 0], [C, B]] is [[A^-1, 0], [-B^-1 C A^-1, B^-1]]. For keys of length one
+    no entry is much larger than 1, so half precision has room, and it is three bits finer than
+    bfloat16.
     """
     i = tl.arange(0, SIZE)
     apart = i[:, None] ^ i[None, :]  # its highest bit tells the blocks that part row from column
     inverse = tl.where(apart == 0, 1.0, 0.0) - tl.where(apart == 1, a, 0.0)
     for doubling in tl.static_range(1, DOUBLINGS):
-        between = tl.where((apart >> doubling) == 1, a, 0.0)
-        moved = tl.dot(inverse, between, input_precision=PRECISION)
-        inverse -= tl.dot(moved, inverse, input_precision=PRECISION)
+        between = tl.where((apart >> doubling) == 1, a, 0.0).to(DTYPE)
+        known = inverse.to(DTYPE)
+        moved = tl.dot(known, between, input_precision="ieee").to(DTYPE)
+        inverse -= tl.dot(moved, known, input_precision="ieee")
     return inverse
 
 
@@ -34,8 +37,7 @@ def solve(
     key_scale,  # [B, H, N CHUNK] float32, out
     k_b, k_t, k_g, b_b, b_t, b_h, d_b, d_t, d_h, T, chunks, H, G,
     NORMALIZE: tl.constexpr, DECAY: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
-    CHUNK: tl.constexpr, DOUBLINGS: tl.constexpr, PRECISION: tl.constexpr,
-    SOLVE_PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, DOUBLINGS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The matrix that makes a chunk's writes of its errors: (I + A)^-1 diag(beta).
 
@@ -48,13 +50,12 @@ def solve(
     chunk = (row * H + head) * chunks + n
     key += row * k_b + head // (H // G) * k_g
     k = tl.load(key + t[:, None] * k_t + i[None, :], inside[:, None] & (i < K)[None, :], 0.0)
+    strength = tl.load(beta + row * b_b + head * b_h + t * b_t, inside, 0.0).to(tl.float32)
+    a = tl.dot(k, tl.trans(k), input_precision="ieee")
     scale = tl.full((CHUNK,), 1.0, tl.float32)
     if NORMALIZE:
-        long = k.to(tl.float32)
-        scale = tl.rsqrt(tl.sum(long * long, 1) + 1e-6)
+        scale = tl.rsqrt(tl.sum(tl.where(c[:, None] == c[None, :], a, 0.0), 1) + 1e-6)
     tl.store(key_scale + chunk * CHUNK + c, scale)
-    strength = tl.load(beta + row * b_b + head * b_h + t * b_t, inside, 0.0).to(tl.float32)
-    a = tl.dot(k, tl.trans(k), input_precision=PRECISION)
     a *= (strength * scale)[:, None] * scale[None, :]
     earlier = c[:, None] > c[None, :]
     if DECAY:
@@ -63,6 +64,6 @@ def solve(
         tl.store(total + chunk * CHUNK + c, since)
         a *= tl.exp2(tl.where(earlier, since[:, None] - since[None, :], float("-inf")))
     a = tl.where(earlier, a, 0.0)
-    matrix = _inverse(a, CHUNK, DOUBLINGS, SOLVE_PRECISION) * strength[None, :]
+    matrix = _inverse(a, CHUNK, DOUBLINGS, DTYPE) * strength[None, :]
     square = solved + chunk * CHUNK * CHUNK
     tl.store(square + c[:, None] * CHUNK + c[None, :], matrix.to(solved.dtype.element_ty))

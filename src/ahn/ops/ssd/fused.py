@@ -17,16 +17,18 @@ def ssd(
     step: Tensor | None,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
+    """`ahn.ops.ssd` of bfloat16 inputs; out in their dtype, float32 state."""
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     chunks = weigh_chunks(key, log_decay, step, normalize)
     return scan(query, key, value, chunks, initial_state, normalize=normalize, scale=1.0)
 
 
-def weigh_chunks(key, log_decay, step, normalize) -> Chunks:
+def weigh_chunks(key: Tensor, log_decay: Tensor, step: Tensor | None, normalize: bool) -> Chunks:
+    """Make of keys `[B, T, G, K]` and gates `[B, T, H]` what the chunks' writes need."""
     from ahn.ops.ssd import kernels
 
     batch, length, groups, dim = key.shape
-    heads = log_decay.shape[2]
-    count = -(-length // CHUNK)
+    heads, count = log_decay.shape[2], -(-length // CHUNK)
     key_scale = key.new_empty(batch, heads, count * CHUNK, dtype=torch.float32)
     total = torch.empty_like(key_scale)
     steps = log_decay if step is None else step
@@ -35,4 +37,4 @@ def weigh_chunks(key, log_decay, step, normalize) -> Chunks:
         *steps.stride(), length, count, heads, groups, NORMALIZE=normalize,
         STEP=step is not None, K=dim, PADDED=padded(dim), CHUNK=CHUNK,
     )  # fmt: skip
-    return Chunks(total, key_scale)
+    return Chunks(key_scale, total)
