@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ahn.cache_layer import gather_rows
+from ahn.beside import beside
+from ahn.cache_layer import Pieces, gather_rows
 from ahn.calls import FULL, LayerCall, LazyMask
 from ahn.decoding import decode_one_token
 from ahn.eviction import leaving, merge, remember
-from ahn.ops.window_attention import why_not_dense, window_attention
+from ahn.ops.window_attention import count, why_not_dense, window_attention
 
 NAME = "ahn"  # of the attention function, as transformers knows it
 
@@ -87,7 +88,7 @@ def _within_budget(
     """Nothing has left the window: the base model's own call."""
     if call.cache is None:
         return base(key, value)
-    nothing = leaving(key[:, :, :0], value[:, :, :0], None, 0, call)
+    nothing = leaving((key,), (value,), None, 0, 0, call)
     _, gates = remember(module, query, nothing, call)
     keys, values = key, value
     if call.seen:
@@ -108,21 +109,25 @@ def _many_tokens(
 ) -> Tensor:
     """A chunk: the cached window and the new tokens in order; the oldest leave."""
     window = call.step.window
-    keys, values, past_gates = key, value, None
+    keys: Pieces = (key,)
+    values: Pieces = (value,)
+    past_gates = None
     if call.cache is not None and call.seen:
-        past_key, past_value, past_gates = call.cache.recent()
-        keys, values = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
-    first = call.seen + query.shape[2] - keys.shape[2]
-    count = max(0, keys.shape[2] - window)
-    evicted = leaving(keys[:, :, :count], values[:, :, :count], past_gates, first, call)
-    read, gates = remember(module, query, evicted, call)
+        past_keys, past_values, past_gates = call.cache.recent()
+        keys, values = (*past_keys, key), (*past_values, value)
+    first = call.seen + query.shape[2] - count(keys)
+    number = max(0, count(keys) - window)
+    evicted = leaving(keys, values, past_gates, number, first, call)
     start: int | Tensor = first - call.step.max_padding
     if call.step.padding is not None and start < call.step.num_sinks:
         start = call.positions(first, 1)[:, 0]  # rows differ in what is a sink, and what padding
-    sinks = _sinks(key, value, call)
+    with beside(query.device) as wait:
+        read, gates = remember(module, query, evicted, call)
     out = window_attention(
-        query, keys, values, *sinks, window=window, start=start, scale=scaling, dropout=dropout
-    )
+        query, keys, values, *_sinks(key, value, call),
+        window=window, start=start, scale=scaling, dropout=dropout,
+    )  # fmt: skip
+    wait()
     if call.cache is not None:
         call.cache.store(key, value, gates)
     return merge(out.transpose(1, 2), read)
