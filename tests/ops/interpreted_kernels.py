@@ -9,7 +9,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from ahn.ops import chunk_scan
+from ahn.ops.chunk_scan import segments as cutting
 from ahn.ops.delta_rule import chunk_delta_rule
 from ahn.ops.delta_rule import fused as delta
 from ahn.ops.layout import l2_normalize, repeat_heads
@@ -84,7 +84,7 @@ def test_kernels_equal_the_reference(rule, length):
 @torch.no_grad()
 def test_segments_equal_the_whole(rule, segments, monkeypatch):
     per_segment = -(-9 // segments)
-    monkeypatch.setattr(chunk_scan, "_split", lambda *_: (-(-9 // per_segment), per_segment))
+    monkeypatch.setattr(cutting, "_split", lambda *_: (-(-9 // per_segment), per_segment))
     assert_equal(rule, inputs(9 * 64 - 7, 12, 20))
 
 
@@ -92,7 +92,7 @@ def test_segments_equal_the_whole(rule, segments, monkeypatch):
 @pytest.mark.parametrize("sizes", [(16, 16), (80, 24), (24, 80)])
 @torch.no_grad()
 def test_head_sizes_may_be_any(rule, sizes, monkeypatch):
-    monkeypatch.setattr(chunk_scan, "_split", lambda *_: (3, 1))
+    monkeypatch.setattr(cutting, "_split", lambda *_: (3, 1))
     assert_equal(rule, inputs(150, *sizes, batch=1))
 
 

@@ -46,8 +46,6 @@ def _why_not_triton(query: Tensor, value: Tensor, gated: bool) -> str | None:
     largest = max(query.shape[-1], value.shape[-1])
     if largest > LARGEST_HEAD:
         return f"a head size of at most {LARGEST_HEAD}, got {largest}"
-    if torch.is_grad_enabled():
-        return "no gradient"
     return None
 
 
