@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from triton.runtime import interpreter
 
 from ahn.ops.chunk_scan import segments as cutting
@@ -64,40 +65,46 @@ def by_pytorch(rule, query, key, value, beta, log_decay, state):
     return chunk_delta_rule(0.3 * query, key, value, beta, decay, state)
 
 
+def run(form, rule, arguments, dtype):
+    """Output, final state and all gradients."""
+    leaves = {name: x.to(dtype).detach().requires_grad_() for name, x in arguments.items()}
+    output, final = form(rule, **leaves)
+    (output.sin().sum() + final.sin().sum()).backward()
+    gradients = {f"gradient of {name}": x.grad for name, x in leaves.items() if x.grad is not None}
+    return {"output": output.detach(), "final state": final.detach(), **gradients}
+
+
 def assert_equal(rule, arguments):
-    exact = by_pytorch(rule, **{name: x.double() for name, x in arguments.items()})
-    got = by_kernels(rule, **arguments)
-    for name, mine, expected in zip(("output", "final state"), got, exact):
-        assert mine.dtype == torch.float32
-        assert_close(mine, expected, 5e-6, name)
+    exact = run(by_pytorch, rule, arguments, torch.float64)
+    got = run(by_kernels, rule, arguments, torch.float32)
+    assert got.keys() == exact.keys()
+    for name, expected in exact.items():
+        assert got[name].dtype == torch.float32
+        assert_close(got[name], expected, 5e-6, name)
 
 
 @over_rules
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
-@torch.no_grad()
 def test_kernels_equal_the_reference(rule, length):
     assert_equal(rule, inputs(length, 12, 20))
 
 
 @over_rules
 @pytest.mark.parametrize("segments", [2, 3, 5])
-@torch.no_grad()
 def test_segments_equal_the_whole(rule, segments, monkeypatch):
     per_segment = -(-9 // segments)
     monkeypatch.setattr(cutting, "_split", lambda *_: (-(-9 // per_segment), per_segment))
-    assert_equal(rule, inputs(9 * 64 - 7, 12, 20))
+    assert_equal(rule, inputs(9 * 64 - 7, 12, 20, batch=1))
 
 
 @over_rules
 @pytest.mark.parametrize("sizes", [(16, 16), (80, 24), (24, 80)])
-@torch.no_grad()
 def test_head_sizes_may_be_any(rule, sizes, monkeypatch):
     monkeypatch.setattr(cutting, "_split", lambda *_: (3, 1))
     assert_equal(rule, inputs(150, *sizes, batch=1))
 
 
 @over_rules
-@torch.no_grad()
 def test_strides_are_followed(rule):
     arguments = inputs(70, 16, 16)
     for name in ("query", "key", "value", "beta", "log_decay"):
@@ -105,6 +112,22 @@ def test_strides_are_followed(rule):
         arguments[name] = torch.cat([x, x * torch.nan], 2).transpose(1, 2)[:, :70]
     assert not arguments["query"].is_contiguous()
     assert_equal(rule, arguments)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_computes_the_same_again(reentrant):
+    arguments = inputs(70, 16, 16)
+
+    def again(rule, **leaves):
+        def of_tensors(*tensors):
+            return by_kernels(rule, **dict(zip(leaves, tensors)))
+
+        with torch.autocast("cpu", torch.bfloat16):
+            return checkpoint(of_tensors, *leaves.values(), use_reentrant=reentrant)
+
+    expected = run(by_kernels, "gated_delta_rule", arguments, torch.float32)
+    for name, got in run(again, "gated_delta_rule", arguments, torch.float32).items():
+        assert torch.equal(got, expected[name]), name
 
 
 @over_rules

@@ -49,10 +49,10 @@ def gradients(
     d_states, d_errors, d_initial = _carry_back(text, segments, d_out, d_final)
     kept = _Kept(states, writes, d_states, d_errors)
     d_query, d_since = _of_queries(text, kept, rule, d_out)
-    d_key, d_value, *d_gates = _of_keys(text, kept, rule, d_out, d_since)
+    d_key, d_value, d_strength, d_log_decay = _of_keys(text, kept, rule, d_out, d_since)
     groups = text.key.shape[2]
     d_key, d_value = (_sum_heads(x, groups) for x in (d_key, d_value))
-    return Gradients(d_query, d_key, d_value, *d_gates, d_initial)
+    return Gradients(d_query, d_key, d_value, d_strength, d_log_decay, d_initial)
 
 
 def _retrace(text: Text, segments: Segments) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def _of_keys(
     of_keys[_chunk_grid(text)](
         *text.arguments, kept.states, kept.writes, d_out, kept.d_states, kept.d_errors, d_since,
         d_key, d_value, d_strength, d_log_decay, *text.counts,
-        NORMALIZE=rule.normalize, **text.sizes, num_warps=4, num_stages=1,
+        NORMALIZE=rule.normalize, **text.sizes, num_warps=8, num_stages=1,
     )  # fmt: skip
     return d_key, d_value, d_strength, d_log_decay
 

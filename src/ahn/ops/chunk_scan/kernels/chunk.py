@@ -32,13 +32,13 @@ def _inverse(a, SIZE: tl.constexpr, DOUBLINGS: tl.constexpr, DTYPE: tl.constexpr
 @triton.jit
 def _sizes(squares, NORMALIZE: tl.constexpr, CHUNK: tl.constexpr):
     """What makes rows of these squared lengths as long as 1."""
+    sizes = tl.full((CHUNK,), 1.0, tl.float32)
     if NORMALIZE:
-        return tl.rsqrt(squares + 1e-6)
-    else:
-        return tl.full((CHUNK,), 1.0, tl.float32)
+        sizes = tl.rsqrt(squares + 1e-6)
+    return sizes
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@triton.jit(do_not_specialize=["T", "chunks", "s_b", "d_b"])
 def prepare(
     query, key, q_b, q_t, q_h, k_b, k_t, k_g,
     write_strength, s_b, s_t, s_h,  # [B, T, H]

@@ -34,11 +34,11 @@ def decays(total, place, c, DECAY: tl.constexpr, CHUNK: tl.constexpr):
 def decay_between(since, c, DECAY: tl.constexpr, CHUNK: tl.constexpr):
     """Decay from column to row, `[CHUNK, CHUNK]`; 0 where the column is later."""
     past = c[:, None] >= c[None, :]
+    decay = tl.where(past, 1.0, 0.0)
     if DECAY:
         # The mask comes first: of later columns the exponent is positive and may overflow.
-        return tl.exp2(tl.where(past, since[:, None] - since[None, :], float("-inf")))
-    else:
-        return tl.where(past, 1.0, 0.0)
+        decay = tl.exp2(tl.where(past, since[:, None] - since[None, :], float("-inf")))
+    return decay
 
 
 @triton.jit

@@ -123,15 +123,20 @@ def read(
         start, chunk = tl.cast(n, tl.int64) * CHUNK, (row * H + head) * chunks + n
         place, inside = chunk * CHUNK, (c < T - n * CHUNK)[:, None]
         k = rows(key, start, k_t, c, i, inside & inner)
-        v = rows(value, start, v_t, c, j, inside & columns)
         q = rows(query, start, q_t, c, i, inside & inner)
+        # What is loaded under a condition is not prefetched; with room for that in shared memory
+        # a multiprocessor would hold one program only.
+        if chunks > 0:
+            v = rows(value, start, v_t, c, j, inside & columns)
+        else:
+            v = tl.zeros((CHUNK, COLUMNS), value.dtype.element_ty)
         kept, to_end, whole = decays(total, place, c, DECAY, CHUNK)
         k_scale, strong = tl.load(key_scale + place + c), tl.load(strength + place + c)
         rounded = state.to(k.dtype)
-        new = errors(v, k, rounded, strong, kept * k_scale, DELTA)
-        error = new.to(k.dtype)
         got = tl.dot(q, rounded, input_precision="ieee")
         got *= (kept * tl.load(query_scale + place + c))[:, None]
+        new = errors(v, k, rounded, strong, kept * k_scale, DELTA)
+        error = new.to(k.dtype)
         got = tl.dot(square(scores, chunk, c, CHUNK), error, got, input_precision="ieee")
         got = got.to(out.dtype.element_ty)
         tl.store(out + start * H * V + (c[:, None] * H * V + j[None, :]), got, inside & columns)
