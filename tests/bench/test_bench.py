@@ -24,9 +24,9 @@ RUNS = {
     "decode": [*SMALL, "--tokens", "300", "--steps", "eager", "--new-tokens", "8"],
     "batch": [*SMALL, "--tokens", "300", "--sizes", "1,3", "--new-tokens", "8"],
     "kernels": ["--tokens", "70", "--heads", "4", "--dim", "16", "--window", "64",
-                "--prefill-chunk-size", "32", "--dtype", "float32"],
+                "--prefill-chunk-size", "32", "--training-tokens", "70", "--dtype", "float32"],
 }  # fmt: skip
-EXPECTED = {"prefill": 18, "decode": 3, "batch": 4, "kernels": 8}
+EXPECTED = {"prefill": 18, "decode": 3, "batch": 4, "kernels": 11}
 
 
 @pytest.mark.parametrize("what", RUNS)
@@ -43,6 +43,15 @@ def test_the_last_line_and_the_file_hold_every_row(what, tmp_path):
     for row in found["rows"]:
         speed = row.get("tokens_per_s") or row["ms"]
         assert speed > 0, row
+
+
+def test_peers_may_be_left_out():
+    result = CliRunner().invoke(
+        app, ["bench", "kernels", *RUNS["kernels"], "--no-peers", "--device", "cpu"]
+    )
+    rows = json.loads(result.stdout.splitlines()[-1])["rows"]
+    assert len(rows) == EXPECTED["kernels"] - 1
+    assert {row["by"] for row in rows} == {"ahn"}
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,10 @@ def kernels(
     prefill_chunk_size: Annotated[
         int, Option(parser=integer(1), metavar="N", help="Queries of the window's attention.")
     ] = 8192,
+    training_tokens: Annotated[
+        int, Option(parser=integer(1), metavar="N", help="Tokens of the rows with gradients.")
+    ] = 24576,
+    peers: Annotated[bool, Option(help="Others' kernels too; their tuning takes minutes.")] = True,
     dtype: Dtype = "bfloat16",
     device: Device = None,
     out: Out = None,
@@ -173,7 +177,8 @@ def kernels(
 
     place, number = _place(device, dtype)
     sizes = {"tokens": tokens, "heads": heads, "groups": groups, "dim": dim, "window": window}
-    rows = bench_kernels(**sizes, chunk=prefill_chunk_size, device=place, dtype=number)
+    sizes["training_tokens"] = training_tokens
+    rows = bench_kernels(**sizes, chunk=prefill_chunk_size, peers=peers, device=place, dtype=number)
     _report("kernels", rows, measure_ceilings(place), out, {**sizes, "dtype": dtype})
 
 
