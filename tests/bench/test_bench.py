@@ -41,7 +41,7 @@ RUNS = {
 }  # fmt: skip
 COMMANDS = {"gradients": "kernels"}
 EXPECTED = {
-    "prefill": 18, "decode": 3, "batch": 4, "kernels": 5, "gradients": 7, "train": 4,
+    "prefill": 18, "decode": 3, "batch": 4, "kernels": 8, "gradients": 7, "train": 4,
 }  # fmt: skip
 
 
@@ -59,6 +59,15 @@ def test_the_last_line_and_the_file_hold_every_row(what, tmp_path):
     for row in found["rows"]:
         speed = row.get("tokens_per_s") or row["ms"]
         assert speed > 0, row
+
+
+def test_peers_may_be_left_out():
+    result = CliRunner().invoke(
+        app, ["bench", "kernels", *RUNS["kernels"], "--no-peers", "--device", "cpu"]
+    )
+    rows = json.loads(result.stdout.splitlines()[-1])["rows"]
+    assert len(rows) == EXPECTED["kernels"] - 1
+    assert {row["by"] for row in rows} == {"ahn"}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def attach(model: PreTrainedModel, config: AHNConfig, *, kernels: str = "auto") 
     Args:
         model: a transformers decoder for causal language modelling.
         config: window, sinks and cell.
-        kernels: `auto`, `torch` or `fla`; a choice of the run, not saved with the model.
+        kernels: `auto`, `torch`, `fla` or `triton`; a choice of the run, not saved with the model.
 
     Returns:
         The same object.

@@ -205,6 +205,7 @@ def kernels(
     gradients: Annotated[
         bool, Option("--gradients", help="Of training, both passes; --tokens are a whole text.")
     ] = False,
+    peers: Annotated[bool, Option(help="Others' kernels too; their tuning takes minutes.")] = True,
     dtype: Dtype = "bfloat16",
     device: Device = None,
     out: Out = None,
@@ -216,9 +217,10 @@ def kernels(
     place, number = _place(device, dtype)
     sizes = {"tokens": tokens, "heads": heads, "groups": groups, "dim": dim, "window": window}
     known: dict[str, Any] = {**sizes, "device": place, "dtype": number}
-    rows = (
-        bench_gradients(**known) if gradients else bench_kernels(**known, chunk=prefill_chunk_size)
-    )
+    if gradients:
+        rows = bench_gradients(**known)
+    else:
+        rows = bench_kernels(**known, chunk=prefill_chunk_size, peers=peers)
     _report("kernels", rows, measure_ceilings(place), out, {**sizes, "dtype": dtype})
 
 

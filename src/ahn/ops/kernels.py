@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-KERNELS = ("auto", "torch", "fla")
+KERNELS = ("auto", "torch", "fla", "triton")
+LARGEST_HEAD = 128  # of our chunk kernels
 RECURRENT_LENGTH = 4  # up to here a loop over tokens beats preparing a chunk of 64
 
 
@@ -18,21 +19,37 @@ def check_kernels(kernels: str) -> str:
     return kernels
 
 
-def use_fla(kernels: str, value: Tensor, gated: bool) -> bool:
-    """Whether flash-linear-attention runs this call.
+def choose(kernels: str, query: Tensor, value: Tensor, gated: bool) -> str:
+    """Which of `torch`, `fla` and `triton` runs this call.
 
-    `auto` takes it where it computes the same function and falls back to PyTorch elsewhere;
-    `fla` raises ValueError with the reason where it cannot run.
+    `auto` takes the fastest that computes the same function and can run here, PyTorch at last;
+    a choice by name raises ValueError with the reason where it cannot run.
     """
-    if check_kernels(kernels) == "torch":
-        return False
-    reason = _why_not_fla(value, gated)
-    if reason and kernels == "fla":
-        raise ValueError(f"kernels='fla': expected {reason}")
-    return reason is None
+    if check_kernels(kernels) == "auto":
+        can_run = (name for name, why_not in _WHY_NOT.items() if not why_not(query, value, gated))
+        return next(can_run, "torch")
+    reason = _WHY_NOT[kernels](query, value, gated) if kernels in _WHY_NOT else None
+    if reason:
+        raise ValueError(f"kernels='{kernels}': expected {reason}")
+    return kernels
 
 
-def _why_not_fla(value: Tensor, gated: bool) -> str | None:
+def _why_not_triton(query: Tensor, value: Tensor, gated: bool) -> str | None:
+    if not query.is_cuda:
+        return f"a CUDA device, got {query.device}"
+    if find_spec("triton") is None:
+        return "triton to be installed"
+    if torch.cuda.get_device_capability(query.device) < (8, 0):
+        return "a device of compute capability 8.0 or more"
+    if {query.dtype, value.dtype} != {torch.bfloat16}:
+        return f"bfloat16, got {query.dtype} and {value.dtype}"
+    largest = max(query.shape[-1], value.shape[-1])
+    if largest > LARGEST_HEAD:
+        return f"a head size of at most {LARGEST_HEAD}, got {largest}"
+    return None
+
+
+def _why_not_fla(query: Tensor, value: Tensor, gated: bool) -> str | None:
     if not value.is_cuda:
         return f"a CUDA device, got {value.device}"
     if find_spec("fla") is None:
@@ -53,3 +70,6 @@ def _gated_backward_is_broken(device: torch.device) -> bool:
     version = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:3])
     hopper = torch.cuda.get_device_capability(device)[0] == 9
     return hopper and (3, 4) <= version < (3, 7, 1)
+
+
+_WHY_NOT = {"triton": _why_not_triton, "fla": _why_not_fla}  # the fastest first

@@ -50,6 +50,25 @@ def repeat_heads(x: Tensor, num_heads: int, dim: int = 2) -> Tensor:
     return x if groups == num_heads else x.repeat_interleave(num_heads // groups, dim=dim)
 
 
+def check_shapes(query: Tensor, key: Tensor, value: Tensor, initial_state: Tensor | None) -> None:
+    """Raise ValueError where what a recurrence is given does not fit; shapes as in `prepare`."""
+    batch, length, heads, dim = query.shape
+    if key.shape[:2] != (batch, length) or value.shape[:3] != key.shape[:3] or key.shape[3] != dim:
+        raise ValueError(
+            f"recurrence: expected key [{batch}, {length}, G, {dim}] and value of its heads, "
+            f"got key {list(key.shape)} and value {list(value.shape)}"
+        )
+    if heads % key.shape[2]:
+        raise ValueError(
+            f"heads: expected a multiple of {key.shape[2]} key-value heads, got {heads}"
+        )
+    expected = (batch, heads, dim, value.shape[-1])
+    if initial_state is not None and initial_state.shape != expected:
+        raise ValueError(
+            f"initial_state: expected {list(expected)}, got {list(initial_state.shape)}"
+        )
+
+
 def prepare(
     query: Tensor, key: Tensor, value: Tensor, initial_state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,20 +80,11 @@ def prepare(
 
     Raises ValueError where shapes do not fit.
     """
-    batch, length, heads, dim = query.shape
-    if key.shape[:2] != (batch, length) or value.shape[:3] != key.shape[:3] or key.shape[3] != dim:
-        raise ValueError(
-            f"recurrence: expected key [{batch}, {length}, G, {dim}] and value of its heads, "
-            f"got key {list(key.shape)} and value {list(value.shape)}"
-        )
-    expected = (batch, heads, dim, value.shape[-1])
-    if initial_state is not None and initial_state.shape != expected:
-        raise ValueError(
-            f"initial_state: expected {list(expected)}, got {list(initial_state.shape)}"
-        )
+    check_shapes(query, key, value, initial_state)
+    heads = query.shape[2]
     dtype = compute_dtype(query, value)
     state = (
-        torch.zeros(expected, dtype=dtype, device=query.device)
+        query.new_zeros(query.shape[0], heads, query.shape[3], value.shape[-1], dtype=dtype)
         if initial_state is None
         else initial_state.to(dtype)
     )

@@ -42,7 +42,7 @@ class ModelArguments:
     dtype: str = field(
         default="auto", metadata={"help": "Of the base: auto (as saved), float32, bfloat16, ..."}
     )
-    kernels: str = field(default="auto", metadata={"help": "auto, torch or fla."})
+    kernels: str = field(default="auto", metadata={"help": "auto, torch, fla or triton."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the base's own code."})
 
     def fresh(self) -> AHNConfig:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ahn.ops import fla
+from ahn.ops.delta_rule import fused
 from ahn.ops.delta_rule.reference import chunk_delta_rule, recurrent_delta_rule
-from ahn.ops.kernels import RECURRENT_LENGTH, use_fla
-from ahn.ops.layout import l2_normalize, without_autocast
+from ahn.ops.kernels import RECURRENT_LENGTH, choose
+from ahn.ops.layout import check_shapes, l2_normalize, without_autocast
 
 __all__ = ["chunk_delta_rule", "delta_rule", "recurrent_delta_rule"]
 
@@ -37,17 +38,20 @@ def delta_rule(
         initial_state: `[B, H, K, V]`; None is zeros.
         normalize: divide queries and keys by their length first, see `l2_normalize`.
         scale: of the query.
-        kernels: `auto`, `torch` or `fla`.
+        kernels: `auto`, `torch`, `fla` or `triton`, see `ahn.ops.kernels`.
 
     Returns:
-        out `[B, T, H, V]`, float32 or what flash-linear-attention gives, the inputs' dtype; and
+        out `[B, T, H, V]`, float32 by PyTorch, else the inputs' dtype; and
         final_state `[B, H, K, V]`, float32; both float64 for float64 inputs.
 
     Raises:
         ValueError: shapes do not fit, or the kernels asked for cannot run here.
     """
-    if use_fla(kernels, value, gated=log_decay is not None):
-        return fla.delta_rule(
+    check_shapes(query, key, value, initial_state)
+    chosen = choose(kernels, query, value, gated=log_decay is not None)
+    if chosen != "torch":
+        run = fused.delta_rule if chosen == "triton" else fla.delta_rule
+        return run(
             query, key, value, beta, log_decay, initial_state, normalize=normalize, scale=scale
         )
     if normalize:

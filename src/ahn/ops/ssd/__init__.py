@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ahn.ops import fla
-from ahn.ops.kernels import RECURRENT_LENGTH, use_fla
-from ahn.ops.layout import l2_normalize, repeat_heads, without_autocast
+from ahn.ops.kernels import RECURRENT_LENGTH, choose
+from ahn.ops.layout import check_shapes, l2_normalize, repeat_heads, without_autocast
+from ahn.ops.ssd import fused
 from ahn.ops.ssd.reference import chunk_ssd, recurrent_ssd
 
 __all__ = ["chunk_ssd", "recurrent_ssd", "ssd"]
@@ -35,17 +36,20 @@ def ssd(
         initial_state: `[B, H, K, V]`; None is zeros.
         step: dt `[B, T, H]`; None is 1.
         normalize: divide queries and keys by their length first, see `l2_normalize`.
-        kernels: `auto`, `torch` or `fla`.
+        kernels: `auto`, `torch`, `fla` or `triton`, see `ahn.ops.kernels`.
 
     Returns:
-        out `[B, T, H, V]`, float32 or what flash-linear-attention gives, the inputs' dtype; and
+        out `[B, T, H, V]`, float32 by PyTorch, else the inputs' dtype; and
         final_state `[B, H, K, V]`, float32; both float64 for float64 inputs.
 
     Raises:
         ValueError: shapes do not fit, or the kernels asked for cannot run here.
     """
-    if use_fla(kernels, value, gated=True):
-        return fla.ssd(query, key, value, log_decay, initial_state, step, normalize)
+    check_shapes(query, key, value, initial_state)
+    chosen = choose(kernels, query, value, gated=True)
+    if chosen != "torch":
+        run = fused.ssd if chosen == "triton" else fla.ssd
+        return run(query, key, value, log_decay, initial_state, step, normalize)
     if normalize:
         query, key = l2_normalize(query), l2_normalize(key)
     if step is not None:

@@ -1,0 +1,141 @@
+"""The chunk kernels in Triton's interpreter, float32: run by `test_interpreted_kernels`.
+
+It is a process of its own because Triton decides once, when it is imported, who runs its kernels.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+from triton.runtime import interpreter
+
+from ahn.ops.chunk_scan import segments as cutting
+from ahn.ops.delta_rule import chunk_delta_rule
+from ahn.ops.delta_rule import fused as delta
+from ahn.ops.layout import l2_normalize, repeat_heads
+from ahn.ops.ssd import chunk_ssd
+from ahn.ops.ssd import fused as state_space
+from models import assert_close
+
+HEADS, GROUPS = 4, 2
+RULES = ["delta_rule", "gated_delta_rule", "ssd"]
+over_rules = pytest.mark.parametrize("rule", RULES)
+
+
+@pytest.fixture(autouse=True)
+def _numbers_of_new_numpy(monkeypatch):
+    """Triton 3.6 makes an index of an array of one number, which NumPy 2.4 refuses."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+def inputs(length: int, dim: int, width: int, batch: int = 2) -> dict[str, torch.Tensor]:
+    """Raw queries and keys; heads that decay slowly and fast; some tokens write nothing."""
+    keep = (torch.rand(batch, length, 1) < 0.9).float()
+    speed = torch.tensor([0.001, 0.05, 1.0, 8.0])
+    return {
+        "query": 3 * torch.randn(batch, length, HEADS, dim),
+        "key": 5 * torch.randn(batch, length, GROUPS, dim),
+        "value": torch.randn(batch, length, GROUPS, width),
+        "beta": torch.rand(batch, length, HEADS) * keep,
+        "log_decay": -speed * torch.rand(batch, length, HEADS) * keep,
+        "state": torch.randn(batch, HEADS, dim, width),
+    }
+
+
+def by_kernels(rule, query, key, value, beta, log_decay, state):
+    if rule == "ssd":
+        return state_space.ssd(query, key, value, log_decay, state, beta, True)
+    decay = None if rule == "delta_rule" else log_decay
+    return delta.delta_rule(query, key, value, beta, decay, state, normalize=True, scale=0.3)
+
+
+def by_pytorch(rule, query, key, value, beta, log_decay, state):
+    query, key = l2_normalize(query), l2_normalize(key)
+    if rule == "ssd":
+        key, value = (repeat_heads(x, HEADS) for x in (key, value))
+        return chunk_ssd(query, key * beta[..., None], value, log_decay, state)
+    decay = None if rule == "delta_rule" else log_decay
+    return chunk_delta_rule(0.3 * query, key, value, beta, decay, state)
+
+
+def run(form, rule, arguments, dtype):
+    """Output, final state and all gradients."""
+    leaves = {name: x.to(dtype).detach().requires_grad_() for name, x in arguments.items()}
+    output, final = form(rule, **leaves)
+    (output.sin().sum() + final.sin().sum()).backward()
+    gradients = {f"gradient of {name}": x.grad for name, x in leaves.items() if x.grad is not None}
+    return {"output": output.detach(), "final state": final.detach(), **gradients}
+
+
+def assert_equal(rule, arguments):
+    exact = run(by_pytorch, rule, arguments, torch.float64)
+    got = run(by_kernels, rule, arguments, torch.float32)
+    assert got.keys() == exact.keys()
+    for name, expected in exact.items():
+        assert got[name].dtype == torch.float32
+        assert_close(got[name], expected, 5e-6, name)
+
+
+@over_rules
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_kernels_equal_the_reference(rule, length):
+    assert_equal(rule, inputs(length, 12, 20))
+
+
+@over_rules
+@pytest.mark.parametrize("segments", [2, 3, 5])
+def test_segments_equal_the_whole(rule, segments, monkeypatch):
+    per_segment = -(-9 // segments)
+    monkeypatch.setattr(cutting, "_split", lambda *_: (-(-9 // per_segment), per_segment))
+    assert_equal(rule, inputs(9 * 64 - 7, 12, 20, batch=1))
+
+
+@over_rules
+@pytest.mark.parametrize("sizes", [(16, 16), (80, 24), (24, 80)])
+def test_head_sizes_may_be_any(rule, sizes, monkeypatch):
+    monkeypatch.setattr(cutting, "_split", lambda *_: (3, 1))
+    assert_equal(rule, inputs(150, *sizes, batch=1))
+
+
+@over_rules
+def test_strides_are_followed(rule):
+    arguments = inputs(70, 16, 16)
+    for name in ("query", "key", "value", "beta", "log_decay"):
+        x = arguments[name].transpose(1, 2)
+        arguments[name] = torch.cat([x, x * torch.nan], 2).transpose(1, 2)[:, :70]
+    assert not arguments["query"].is_contiguous()
+    assert_equal(rule, arguments)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_computes_the_same_again(reentrant):
+    arguments = inputs(70, 16, 16)
+
+    def again(rule, **leaves):
+        def of_tensors(*tensors):
+            return by_kernels(rule, **dict(zip(leaves, tensors)))
+
+        with torch.autocast("cpu", torch.bfloat16):
+            return checkpoint(of_tensors, *leaves.values(), use_reentrant=reentrant)
+
+    expected = run(by_kernels, "gated_delta_rule", arguments, torch.float32)
+    for name, got in run(again, "gated_delta_rule", arguments, torch.float32).items():
+        assert torch.equal(got, expected[name]), name
+
+
+@over_rules
+@torch.no_grad()
+def test_without_a_state_it_starts_from_zeros(rule):
+    arguments = inputs(70, 16, 16)
+    zeros = {**arguments, "state": torch.zeros_like(arguments["state"])}
+    for got, expected in zip(
+        by_kernels(rule, **{**arguments, "state": None}), by_kernels(rule, **zeros)
+    ):
+        assert torch.equal(got, expected)
