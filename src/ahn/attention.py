@@ -12,9 +12,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ahn.cache_layer import gather_rows
-from ahn.calls import FULL, LayerCall, LazyMask
+from ahn.calls import FULL, POOLED, LayerCall, LazyMask
 from ahn.decoding import decode_one_token
 from ahn.eviction import leaving, merge, remember
+from ahn.ops.pooled_attention import pooled_window_attention
 from ahn.ops.window_attention import why_not_dense, window_attention
 
 NAME = "ahn"  # of the attention function, as transformers knows it
@@ -117,15 +118,25 @@ def _many_tokens(
     evicted = leaving(keys[:, :, :count], values[:, :, :count], past_gates, first, call)
     read, gates = remember(module, query, evicted, call)
     start: int | Tensor = first - call.step.max_padding
-    if call.step.padding is not None and start < call.step.num_sinks:
-        start = call.positions(first, 1)[:, 0]  # rows differ in what is a sink, and what padding
-    sinks = _sinks(key, value, call)
-    out = window_attention(
-        query, keys, values, *sinks, window=window, start=start, scale=scaling, dropout=dropout
-    )
+    is_pooled = call.step.mode in POOLED
+    if call.step.padding is not None and (start < call.step.num_sinks or is_pooled):
+        # Rows differ in what is a sink, what padding, and what is pooled with what.
+        start = call.positions(first, 1)[:, 0]
+    held = (query, keys, values, *_sinks(key, value, call))
+    rest: dict[str, Any] = {"window": window, "start": start, "scale": scaling, "dropout": dropout}
+    out = _pooled(call, *held, **rest) if is_pooled else window_attention(*held, **rest)
     if call.cache is not None:
         call.cache.store(key, value, gates)
     return merge(out.transpose(1, 2), read)
+
+
+def _pooled(call: LayerCall, *held: Tensor, **rest: Any) -> Tensor:
+    """`window_attention` over a pool of what has left as well, that takes the memory's place."""
+    pool = None if call.cache is None else call.cache.recurrent_state
+    out, pool = pooled_window_attention(*held, pool, pooling=POOLED[call.step.mode], **rest)
+    if call.cache is not None:
+        call.cache.set_state(pool)
+    return out
 
 
 def _sinks(key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]:

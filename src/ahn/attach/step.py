@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ahn.attach.install import of_model
 from ahn.cache import AHNCache
 from ahn.cache_layer import BATCHED
-from ahn.calls import FULL
+from ahn.calls import MEMORY, WINDOW
 
 STEPS = ("auto", "eager", "graph", "compile")
 MOVING_ROPE = ("dynamic", "longrope")  # frequencies that the host recomputes as the text grows
@@ -161,6 +161,6 @@ def why_no_graph(model: Any, cache: AHNCache) -> str | None:
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") in MOVING_ROPE:
         return f"rotary positions that do not change as the text grows, got {rope['rope_type']}"
-    if of_model(model).mode == FULL:
-        return "the memory, or sinks and window: full attention grows"
+    if (mode := of_model(model).mode) not in (MEMORY, WINDOW):
+        return f"the memory, or sinks and window, got {mode}"
     return None
