@@ -69,8 +69,8 @@ def test_the_operation_is_its_definition(pooling, window, sinks, slots):
         last, begin = first + length, max(0, first - window)
         part, pool = pooled_window_attention(
             query[:, :, first:last], key[:, :, begin:last], value[:, :, begin:last],
-            key[:, :, :sinks], value[:, :, :sinks], pool,
-            pooling=pooling, window=window, start=begin,
+            key[:, :, :sinks], value[:, :, :sinks],
+            pool=pool, pooling=pooling, window=window, start=begin,
         )  # fmt: skip
         outputs.append(part)
         first = last
@@ -87,7 +87,7 @@ def test_the_pool_is_the_same_to_the_bit_however_the_text_is_cut(pooling):
             last, begin = first + length, max(0, first - 10)
             _, pool = pooled_window_attention(
                 query[:, :, first:last], key[:, :, begin:last], value[:, :, begin:last],
-                key[:, :, :3], value[:, :, :3], pool, pooling=pooling, window=10, start=begin,
+                key[:, :, :3], value[:, :, :3], pool=pool, pooling=pooling, window=10, start=begin,
             )  # fmt: skip
             first = last
         pools.append(pool)
@@ -231,7 +231,7 @@ def test_gradients_flow_through_the_pool(pooling):
 
     def run(query, key, value):
         return pooled_window_attention(
-            query, key, value, nothing, nothing, None, pooling=pooling, window=4, start=0
+            query, key, value, nothing, nothing, pool=None, pooling=pooling, window=4, start=0
         )[0]
 
     tensors = [x.clone().requires_grad_() for x in (query, key, value)]
@@ -242,7 +242,7 @@ def test_nothing_has_left_a_text_within_the_window():
     query, key, value = torch.randn(3, 2, 2, 30, 4, dtype=torch.float64)
     arguments = (query, key, value, key[:, :, :2], value[:, :, :2])
     expected = window_attention(*arguments, window=28, start=0)
-    found, pool = pooled_window_attention(*arguments, None, pooling="max", window=28, start=0)
+    found, pool = pooled_window_attention(*arguments, pool=None, pooling="max", window=28, start=0)
     assert_close(found, expected, 1e-12)
     assert not pool.any()
 
@@ -253,7 +253,7 @@ def test_what_cannot_be_done_is_refused():
         compressive(model, "mean").__enter__()
     with pytest.raises(ValueError, match="pooling: expected one of max, avg, got 'mean'"):
         x = torch.randn(1, 1, 2, 4)
-        pooled_window_attention(x, x, x, x, x, None, pooling="mean", window=1, start=0)
+        pooled_window_attention(x, x, x, x, x, pool=None, pooling="mean", window=1, start=0)
     with compressive(model, "max"):
         _, cache = prefill(model, random_ids(30))
         assert why_no_graph(model, cache)

@@ -133,7 +133,7 @@ def _many_tokens(
 def _pooled(call: LayerCall, *held: Tensor, **rest: Any) -> Tensor:
     """`window_attention` over a pool of what has left as well, that takes the memory's place."""
     pool = None if call.cache is None else call.cache.recurrent_state
-    out, pool = pooled_window_attention(*held, pool, pooling=POOLED[call.step.mode], **rest)
+    out, pool = pooled_window_attention(*held, pool=pool, pooling=POOLED[call.step.mode], **rest)
     if call.cache is not None:
         call.cache.set_state(pool)
     return out
