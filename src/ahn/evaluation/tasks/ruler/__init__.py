@@ -22,6 +22,8 @@ BEGINNINGS = ("niah_", "ruler")  # of its tasks' names
 MAKERS = ("generate_samples", "sys_word_pair_random", "sys_kwext", "sys_vartrack_w_noise_random")
 ESSAYS, QUESTIONS = "PaulGrahamEssays.json", {"read_squad": "squad.json",
                                               "read_hotpotqa": "hotpotqa.json"}  # fmt: skip
+LEAST = 4096  # tokens: RULER's shortest
+ENDLESS = ("ruler_vt", "ruler_cwe", "ruler_fwe")  # lm-eval seeks shorter samples without end
 Make = Callable[..., dict[str, datasets.Dataset]]
 
 
@@ -29,17 +31,22 @@ def adjusted(
     config: dict[str, Any], samples: int | None = None, data: Path | None = None
 ) -> dict[str, Any]:
     """lm-eval's configuration of a task, with at most so many samples of each length."""
-    make = partial(dataset, config["custom_dataset"], samples=samples, folder=data)
+    least = LEAST if config["task"] in ENDLESS else 1
+    make = partial(dataset, config["custom_dataset"], samples=samples, folder=data, least=least)
     return {**config, "custom_dataset": make}
 
 
 def dataset(
-    make: Make, *, samples: int | None, folder: Path | None, **options: Any
+    make: Make, *, samples: int | None, folder: Path | None, least: int = 1, **options: Any
 ) -> dict[str, datasets.Dataset]:
     """What lm-eval's `make` makes.
 
-    Raises ValueError where a file is missing from the folder, or not in RULER's format.
+    Raises ValueError where a length is below `least`, or a file is missing from the folder or not
+    in RULER's format.
     """
+    short = [length for length in options.get("max_seq_lengths", ()) if length < least]
+    if short:
+        raise ValueError(f"lengths: expected at least {least} tokens, got {short[0]}")
     known: dict[str, Any] = make.__globals__
     changed: dict[str, Any] = {}
     if samples is not None:
