@@ -14,7 +14,7 @@ from ahn.cli import app
 from ahn.embedded.tokenizer import save_tokenizer, train_tokenizer
 from ahn.evaluation.lm import AHNLM
 from ahn.evaluation.report import write_report
-from ahn.evaluation.tasks import longbench, lveval
+from ahn.evaluation.tasks import longbench, lveval, ruler
 from models import base_model, wake
 
 VOCABULARY = 3000
@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
     for file in Path(lveval.__file__).parent.glob("*.yaml"):
         for level in ("16k", "32k"):
             write(data / f"{file.stem}_{level}.jsonl", LVEVAL, LVEVAL, LVEVAL)
-    (data / "PaulGrahamEssays.json").write_text(json.dumps({"text": PARAGRAPH * 300}))
+    (data / ruler.ESSAYS).write_text(json.dumps({"text": PARAGRAPH * 300}))
     (data / "squad.json").write_text(json.dumps(SQUAD))
     (data / "hotpotqa.json").write_text(json.dumps(HOTPOTQA))
     return path
@@ -188,8 +188,18 @@ BAD = [  # group, files beside or instead of the good ones, what the one line sa
     ("infinitebench-qa", {}, "longbook_qa_eng.jsonl in"),
     ("infinitebench-qa", {"longbook_qa_en.jsonl": {"context": "x"}}, "in the benchmark's format"),
     ("longbench-6", {}, "expected dureader.jsonl or"),
-    ("longbench_dureader", {"dureader.jsonl": {"context": "x"}}, "in the benchmark's format"),
-    ("longbench_dureader", {"dureader.jsonl": LONGBENCH | {"answers": None}}, "format"),
+    ("longbench_dureader", {"dureader.jsonl": {"answers": ["x"]}}, "in the benchmark's format"),
+    (
+        "longbench_dureader",
+        {"dureader.jsonl": LONGBENCH | {"answers": None}},
+        "longbench_dureader: sample 1: expected answers as a list of texts, got None",
+    ),
+    ("longbench_trec", {"trec.jsonl": LONGBENCH}, "sample 1: expected all_classes as a list"),
+    (
+        "infinitebench-qa",
+        {"longbook_qa_eng.jsonl": INFINITEBENCH | {"answer": None}},
+        "in the benchmark's format",
+    ),
     ("lveval", {}, "_16k.jsonl: expected a file of LV-Eval, got none"),
     ("ahn_lveval_cmrc_mixup", {"cmrc_mixup_16k.jsonl": {"input": "x"}}, "line 1: expected context"),
     ("niah_single_2", {}, "PaulGrahamEssays.json: expected a file of RULER, got none"),
@@ -204,6 +214,7 @@ BAD = [  # group, files beside or instead of the good ones, what the one line sa
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("task", "files", "message"), BAD)
 def test_missing_data_and_wrong_columns_are_one_line(folder, tmp_path, task, files, message):
+    (tmp_path / "nltk_data").symlink_to(folder / "data" / "nltk_data")
     for name, content in files.items():
         if isinstance(content, str):
             (tmp_path / name).write_text(content)

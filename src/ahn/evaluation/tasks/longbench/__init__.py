@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import datasets
 import jieba
 
 with warnings.catch_warnings():
@@ -22,7 +23,8 @@ with warnings.catch_warnings():
 from lm_eval.tasks.longbench import metrics
 
 jieba.setLogLevel("ERROR")
-FEW_SHOT = ("trec", "triviaqa", "samsum", "lsht")
+CLASSIFIED = ("trec", "lsht")
+FEW_SHOT = (*CLASSIFIED, "triviaqa", "samsum")
 COMMENTS = ("`", "#", "//")  # what tells that a line is no code
 
 
@@ -40,7 +42,7 @@ METRICS: dict[str, Metric] = {
     "multifieldqa_zh": metrics.qa_f1_zh_score,
     **dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), metrics.rouge_score),
     **dict.fromkeys(("dureader", "vcsum"), metrics.rouge_zh_score),
-    **dict.fromkeys(("trec", "lsht"), metrics.classification_score),
+    **dict.fromkeys(CLASSIFIED, metrics.classification_score),
     "passage_retrieval_en": metrics.retrieval_score,
     "passage_retrieval_zh": metrics.retrieval_zh_score,
     "passage_count": metrics.count_score,
@@ -58,12 +60,32 @@ def process_results(name: str, doc: Mapping[str, Any], results: list[str]) -> di
     return {"score": float(max(found, default=0.0))}
 
 
+def checked(
+    name: str, process: Callable[[datasets.Dataset], datasets.Dataset] | None, documents: Any
+) -> datasets.Dataset:
+    """The documents, after `process`.
+
+    Raises ValueError where one has no answers, or no classes to choose from.
+    """
+    documents = process(documents) if process else documents
+    wanted = ("answers", "all_classes") if name in CLASSIFIED else ("answers",)
+    for column in wanted:
+        values = documents[column] if column in documents.column_names else [None]
+        for number, value in enumerate(values, start=1):
+            if not value or not isinstance(value, list) or not all(value):
+                raise ValueError(
+                    f"sample {number}: expected {column} as a list of texts, got {value!r}"
+                )
+    return documents
+
+
 def adjusted(config: dict[str, Any]) -> dict[str, Any]:
     """lm-eval's configuration of a data set of LongBench, or of LongBench-E, scored so."""
     name = config["task"].removeprefix("longbench_").removesuffix("_e")
     score = {"metric": "score", "aggregation": "mean", "higher_is_better": True}
     return {
         **config,
+        "process_docs": partial(checked, name, config.get("process_docs")),
         "process_results": partial(process_results, name),
         "metric_list": [score],
         "generation_kwargs": {**config["generation_kwargs"], "until": []},
