@@ -257,3 +257,5 @@ def test_what_cannot_be_done_is_refused():
     with compressive(model, "max"):
         _, cache = prefill(model, random_ids(30))
         assert why_no_graph(model, cache)
+        with pytest.raises(ValueError, match="ahn_position: expected the memory or the window"):
+            model(random_ids(1), past_key_values=cache, ahn_position=torch.tensor([30]))

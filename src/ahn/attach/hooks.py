@@ -172,6 +172,8 @@ def _can_decode(config: AHNConfig, step: Pass, seen: int) -> bool:
 
 def _placed(kwargs: dict[str, Any], step: Pass, position: Tensor) -> Pass:
     """One new token a row at a position that only the device knows."""
+    if step.mode in POOLED:
+        raise ValueError(f"ahn_position: expected the memory or the window alone, got {step.mode}")
     _settle_inputs(kwargs, position)
     return replace(
         step, decoding=Decoding.at(position, step.window, step.num_sinks, limit=step.budget)
