@@ -192,9 +192,13 @@ BAD = [  # group, files beside or instead of the good ones, what the one line sa
     (
         "longbench_dureader",
         {"dureader.jsonl": LONGBENCH | {"answers": None}},
-        "longbench_dureader: sample 1: expected answers as a list of texts, got None",
+        "longbench_dureader: sample 1: expected answers as a non-empty list, got None",
     ),
-    ("longbench_trec", {"trec.jsonl": LONGBENCH}, "sample 1: expected all_classes as a list"),
+    (
+        "longbench_trec",
+        {"trec.jsonl": LONGBENCH},
+        "sample 1: expected all_classes as a non-empty list",
+    ),
     (
         "infinitebench-qa",
         {"longbook_qa_eng.jsonl": INFINITEBENCH | {"answer": None}},

@@ -2,8 +2,8 @@
 
 Tokens that leave the window are pooled, keys and values alike, `RATIO` to one: kernel and stride
 are the compression rate (arXiv 1911.05507, section 3.2, max and mean pooling). The pool is first
-in, first out, and a query attends to it by the same softmax as to everything else. So that a token
-is never out of sight, a group that is not whole yet is seen as the pool of its tokens so far.
+in, first out, and a query attends to it by the same softmax as to everything else. A group that is
+not whole yet is seen as the pool of its tokens so far: none is out of sight while it waits.
 """
 
 from __future__ import annotations

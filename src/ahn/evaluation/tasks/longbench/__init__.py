@@ -72,9 +72,9 @@ def checked(
     for column in wanted:
         values = documents[column] if column in documents.column_names else [None]
         for number, value in enumerate(values, start=1):
-            if not value or not isinstance(value, list) or not all(value):
+            if not value or not isinstance(value, list):
                 raise ValueError(
-                    f"sample {number}: expected {column} as a list of texts, got {value!r}"
+                    f"sample {number}: expected {column} as a non-empty list, got {value!r}"
                 )
     return documents
 
