@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import ahn
+from ahn.generation import prefill
 from models import (
     WINDOW,
     assert_close,
@@ -197,3 +198,45 @@ def test_half_precision_keeps_a_float32_state():
     layer = cache.memory_layers[0]
     assert layer.recurrent_state.dtype == torch.float32
     assert {layer.keys.dtype, layer.values.dtype, layer.gates.dtype} == {torch.bfloat16}
+
+
+@over_cells
+@torch.no_grad()
+def test_texts_read_apart_are_read_on_as_a_batch(cell):
+    """Below the budget, at it and far beyond, one of them a padded batch itself."""
+    model = shared_model("Qwen3", cell, dtype=torch.float64)
+    _, ids, mask = left_padded((12, 5))
+    alone = [
+        *(prefill(model, random_ids(n, seed=n))[1] for n in (3, BUDGET, 70)),
+        prefill(model, ids, attention_mask=mask)[1],
+    ]
+    joined = ahn.AHNCache.join(alone)
+    more = random_ids(31, batch=5, seed=9)
+    for first, last in ((0, 1), (1, 2), (2, 30), (30, 31)):
+        part = more[:, first:last]
+        expected = [
+            prefill(model, part[row : row + len(cache.layers[0].keys)], cache)[0]
+            for row, cache in enumerate(alone)
+        ]
+        assert_close(prefill(model, part, joined)[0], torch.cat(expected), 1e-12)
+    assert joined.nbytes == sum(cache.nbytes for cache in alone) + _padding_bytes(joined, alone)
+
+
+def _padding_bytes(joined, alone):
+    held = [layer.padding for cache in alone for layer in cache.layers if layer.padding is not None]
+    return sum(layer.padding.nbytes for layer in joined.layers) - sum(x.nbytes for x in held)
+
+
+def test_what_cannot_be_joined_is_refused():
+    model = shared_model()
+    read_once = prefill(model, random_ids(5))[1]
+    with pytest.raises(ValueError, match="join: expected caches that have read something"):
+        ahn.AHNCache.join([read_once, ahn.AHNCache(model.config)])
+    with pytest.raises(ValueError, match="join: expected caches that have read something"):
+        ahn.AHNCache.join([])
+    other = prefill(shared_model(window=8), random_ids(5))[1]
+    with pytest.raises(ValueError, match="join: expected caches of one model and mode"):
+        ahn.AHNCache.join([read_once, other])
+    exact = prefill(shared_model(full_attention_layers=(0,)), random_ids(5))[1]
+    with pytest.raises(ValueError, match="join: expected a memory in every layer"):
+        ahn.AHNCache.join([exact, exact])

@@ -240,9 +240,11 @@ def test_gradients_flow_through_the_pool(pooling):
 
 def test_nothing_has_left_a_text_within_the_window():
     query, key, value = torch.randn(3, 2, 2, 30, 4, dtype=torch.float64)
-    arguments = (query, key, value, key[:, :, :2], value[:, :, :2])
-    expected = window_attention(*arguments, window=28, start=0)
-    found, pool = pooled_window_attention(*arguments, pool=None, pooling="max", window=28, start=0)
+    sinks = (key[:, :, :2], value[:, :, :2])
+    expected = window_attention(query, (key,), (value,), *sinks, window=28, start=0)
+    found, pool = pooled_window_attention(
+        query, key, value, *sinks, pool=None, pooling="max", window=28, start=0
+    )
     assert_close(found, expected, 1e-12)
     assert not pool.any()
 

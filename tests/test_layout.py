@@ -15,7 +15,7 @@ from ahn.attach import FAMILIES
 
 PACKAGE = Path(ahn.__file__).parent
 LAYERS = [  # a part imports itself and the parts of earlier lines
-    {"files", "config", "text"},
+    {"files", "config", "text", "beside"},
     {"plots", "cost", "checksum"},
     {"ops"},
     {"memory"},
@@ -35,7 +35,7 @@ LAYERS = [  # a part imports itself and the parts of earlier lines
     {"__main__"},
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-LEAVES = {"files", "config", "text"}  # any part may import these
+LEAVES = {"files", "config", "text", "beside"}  # any part may import these
 
 
 def modules():

@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ahn.cache_layer import gather_rows
+from ahn.beside import beside
+from ahn.cache_layer import Pieces, gather_rows
 from ahn.calls import FULL, POOLED, LayerCall, LazyMask
 from ahn.decoding import decode_one_token
 from ahn.eviction import leaving, merge, remember
 from ahn.ops.pooled_attention import pooled_window_attention
-from ahn.ops.window_attention import why_not_dense, window_attention
+from ahn.ops.window_attention import count, why_not_dense, window_attention
 
 NAME = "ahn"  # of the attention function, as transformers knows it
 
@@ -88,7 +89,7 @@ def _within_budget(
     """Nothing has left the window: the base model's own call."""
     if call.cache is None:
         return base(key, value)
-    nothing = leaving(key[:, :, :0], value[:, :, :0], None, 0, call)
+    nothing = leaving((key,), (value,), None, 0, 0, call)
     _, gates = remember(module, query, nothing, call)
     keys, values = key, value
     if call.seen:
@@ -109,31 +110,48 @@ def _many_tokens(
 ) -> Tensor:
     """A chunk: the cached window and the new tokens in order; the oldest leave."""
     window = call.step.window
-    keys, values, past_gates = key, value, None
+    keys: Pieces = (key,)
+    values: Pieces = (value,)
+    past_gates = None
     if call.cache is not None and call.seen:
-        past_key, past_value, past_gates = call.cache.recent()
-        keys, values = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
-    first = call.seen + query.shape[2] - keys.shape[2]
-    count = max(0, keys.shape[2] - window)
-    evicted = leaving(keys[:, :, :count], values[:, :, :count], past_gates, first, call)
-    read, gates = remember(module, query, evicted, call)
+        past_keys, past_values, past_gates = call.cache.recent()
+        keys, values = (*past_keys, key), (*past_values, value)
+    first = call.seen + query.shape[2] - count(keys)
+    number = max(0, count(keys) - window)
+    evicted = leaving(keys, values, past_gates, number, first, call)
     start: int | Tensor = first - call.step.max_padding
     is_pooled = call.step.mode in POOLED
     if call.step.padding is not None and (start < call.step.num_sinks or is_pooled):
         # Rows differ in what is a sink, what padding, and what is pooled with what.
         start = call.positions(first, 1)[:, 0]
-    held = (query, keys, values, *_sinks(key, value, call))
+    sinks = _sinks(key, value, call)
     rest: dict[str, Any] = {"window": window, "start": start, "scale": scaling, "dropout": dropout}
-    out = _pooled(call, *held, **rest) if is_pooled else window_attention(*held, **rest)
+    with beside(query.device) as wait:
+        read, gates = remember(module, query, evicted, call)
+    if is_pooled:
+        out = _pooled(query, torch.cat(keys, 2), torch.cat(values, 2), sinks, call, **rest)
+    else:
+        out = window_attention(query, keys, values, *sinks, **rest)
+    wait()
     if call.cache is not None:
         call.cache.store(key, value, gates)
     return merge(out.transpose(1, 2), read)
 
 
-def _pooled(call: LayerCall, *held: Tensor, **rest: Any) -> Tensor:
+def _pooled(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    sinks: tuple[Tensor, Tensor],
+    call: LayerCall,
+    **rest: Any,
+) -> Tensor:
     """`window_attention` over a pool of what has left as well, that takes the memory's place."""
     pool = None if call.cache is None else call.cache.recurrent_state
-    out, pool = pooled_window_attention(*held, pool=pool, pooling=POOLED[call.step.mode], **rest)
+    pooling = POOLED[call.step.mode]
+    out, pool = pooled_window_attention(
+        query, keys, values, *sinks, pool=pool, pooling=pooling, **rest
+    )
     if call.cache is not None:
         call.cache.set_state(pool)
     return out

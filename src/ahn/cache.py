@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ahn.cache_layer import AHNCacheLayer
+from ahn.cache_layer import BATCHED, AHNCacheLayer
 from ahn.config import AHNConfig
 
 
@@ -60,6 +63,50 @@ class AHNCache(Cache):
             layer.check_crop(tokens_to_remove)
         super().crop(tokens_to_remove)
 
+    @classmethod
+    def join(cls, caches: Sequence[AHNCache]) -> AHNCache:
+        """One batch of texts that were read apart, however long each is: a copy of all rows.
+
+        Raises ValueError where there is nothing to join, or caches differ in more than their text.
+        """
+        if not caches or not all(cache.get_seq_length() for cache in caches):
+            raise ValueError("join: expected caches that have read something, got an empty one")
+        kinds = [(cache.settings, cache.memory_layers[0].mode) for cache in caches]
+        if any(kind != kinds[0] for kind in kinds):
+            raise ValueError(f"join: expected caches of one model and mode, got {kinds}")
+        if len(caches[0].memory_layers) < len(caches[0].layers):
+            raise ValueError("join: expected a memory in every layer, got layers with all tokens")
+        joined = copy.copy(caches[0])
+        joined.layers = [_joined(layers) for layers in zip(*(c.memory_layers for c in caches))]
+        return joined
+
     def fork(self) -> AHNCache:
         """An independent copy: reading on with it leaves this one untouched."""
         return copy.deepcopy(self)
+
+
+@torch.no_grad()
+def _joined(layers: Sequence[AHNCacheLayer]) -> AHNCacheLayer:
+    """A shorter text is one with padding on its left: a token's slot depends on its position."""
+    joined = copy.copy(layers[0])
+    joined.seen = max(layer.seen for layer in layers)
+    for name in BATCHED:
+        setattr(joined, name, _rows(layers, name))
+    missing = [joined.seen - layer.seen for layer in layers for _ in range(len(layer.keys))]
+    padding = torch.tensor(missing, device=joined.keys.device)
+    padding = padding if joined.padding is None else padding + joined.padding
+    joined.max_padding = int(padding.max())
+    joined.padding = padding if joined.max_padding else None
+    return joined
+
+
+def _rows(layers: Sequence[AHNCacheLayer], name: str) -> Tensor | None:
+    """The rows of all layers' tensors of that name; zeros for those who have none yet."""
+    tensors = [getattr(layer, name) for layer in layers]
+    like = next((x for x in tensors if x is not None), None)
+    if like is None:
+        return None
+    sizes = [len(layer.keys) for layer in layers]
+    return torch.cat(
+        [like.new_zeros(n, *like.shape[1:]) if x is None else x for x, n in zip(tensors, sizes)]
+    )

@@ -11,6 +11,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ahn.config import AHNConfig
 
+Pieces = tuple[Tensor, ...]
+Pairs = list[tuple[Tensor, Tensor]]  # a buffer, and new tokens for it
+Ranges = tuple[tuple[int, int], ...]
 BATCHED = ("keys", "values", "gates", "recurrent_state", "padding")
 
 
@@ -83,17 +86,30 @@ class AHNCacheLayer(CacheLayerMixin):
         index = first + torch.arange(length, device=self.keys.device)[None]
         return index if self.padding is None else index - self.padding[:, None]
 
-    def recent(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys, values `[B, G, m, *]` and gates `[B, m, H, n]` of the last m <= W tokens, in order.
+    def recent(self) -> tuple[Pieces, Pieces, Pieces | None]:
+        """The last m <= W tokens in order: keys, values `[B, G, m, *]`, gates `[B, H, m, n]`.
 
-        Sinks and padding may be among them; neither is ever written into the state.
+        Each in pieces: views of the ring, that the next `store` overwrites, or copies where rows
+        differ. Sinks and padding may be among them; neither is ever written into the state.
         """
         m = min(self.seen, self.window)
-        return self._take(self.positions(self.seen - m, m))
+        buffers = (self.keys, self.values, self.gates)
+        if self.padding is None:
+            spans = self._spans(self.seen - m, m)
+            taken = [x if x is None else tuple(x[:, :, s] for s in spans) for x in buffers]
+        else:
+            slots = self._slots(self.positions(self.seen - m, m))
+            taken = [x if x is None else (gather_rows(x, slots),) for x in buffers]
+        keys, values, gates = taken
+        assert keys is not None and values is not None, "something has been stored"
+        return keys, values, gates
 
     def at(self, slot: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Key, value `[B, G, 1, *]` and gates `[B, 1, H, n]` in the slot `[B or 1]` of each row."""
-        return self._take_slots(slot[:, None])
+        slots = slot[:, None]
+        keys, values = gather_rows(self.keys, slots), gather_rows(self.values, slots)
+        gates = None if self.gates is None else gather_rows(self.gates, slots).transpose(1, 2)
+        return keys, values, gates
 
     def put(self, slot: Tensor, keys: Tensor, values: Tensor, gates: Tensor | None) -> None:
         """Put one token of each row, shaped as `at` gives them, in its slot; counts nothing."""
@@ -116,18 +132,39 @@ class AHNCacheLayer(CacheLayerMixin):
     @torch.no_grad()
     def store(self, keys: Tensor, values: Tensor, gates: Tensor | None) -> None:
         """Put C new tokens where they live: keys, values `[B, G, C, *]`, gates `[B, C, H, n]`."""
-        length, device = keys.shape[2], keys.device
+        length = keys.shape[2]
+        pairs = [(self.keys, keys), (self.values, values)]
+        if gates is not None:
+            gates = gates.transpose(1, 2)
+            pairs.append((self._prepare_gates(gates), gates))
         sinks_end = min(length, max(0, self.num_sinks + self.max_padding - self.seen))
         window_start = max(sinks_end, length - self.window)
         kept = ((0, sinks_end), (window_start, length))
-        columns = torch.cat([torch.arange(*part, device=device) for part in kept])
-        positions = self.positions(self.seen, length)[:, columns]
-        self._put(self.keys, keys[:, :, columns], positions)
-        self._put(self.values, values[:, :, columns], positions)
-        if gates is not None:
-            gates = gates.transpose(1, 2)
-            self._put(self._prepare_gates(gates), gates[:, :, columns], positions)
+        if self.padding is None:
+            self._put_spans(pairs, kept)
+        else:
+            self._put_rows(pairs, kept)
         self.seen += length
+
+    def _put_spans(self, pairs: Pairs, kept: Ranges) -> None:
+        """Copy columns `kept` of new tokens `[B, *, C, *]` into buffers, slice by slice."""
+        for first, last in kept:
+            for slots in self._spans(self.seen + first, last - first):
+                size = slots.stop - slots.start
+                for buffer, new in pairs:
+                    buffer[:, :, slots] = new[:, :, first : first + size]
+                first += size
+
+    def _put_rows(self, pairs: Pairs, kept: Ranges) -> None:
+        """The same where rows differ, except padding and what is evicted."""
+        columns = torch.cat([torch.arange(*part, device=self.keys.device) for part in kept])
+        positions = self.positions(self.seen, kept[-1][1])[:, columns]
+        recent = positions > positions[:, -1:] - self.window
+        chosen = (positions >= 0) & (recent | (positions < self.num_sinks))
+        rows, places = chosen.nonzero(as_tuple=True)
+        slots = self._slots(positions)[rows, places]
+        for buffer, new in pairs:
+            buffer[rows, :, slots] = new[rows, :, columns[places]]
 
     def _prepare_gates(self, gates: Tensor) -> Tensor:
         """The buffer for gates like `[B, H, *, n]`."""
@@ -136,27 +173,20 @@ class AHNCacheLayer(CacheLayerMixin):
             self.gates = gates.new_zeros(shape)
         return self.gates
 
-    def _take(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self._take_slots(self._slots(positions))
-
     def _slots(self, positions: Tensor) -> Tensor:
         return slot_of(positions.clamp(min=0), self.window, self.num_sinks)
 
-    def _take_slots(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        keys, values = gather_rows(self.keys, slots), gather_rows(self.values, slots)
-        gates = None if self.gates is None else gather_rows(self.gates, slots).transpose(1, 2)
-        return keys, values, gates
-
-    def _put(self, buffer: Tensor, new: Tensor, positions: Tensor) -> None:
-        """Write `[B, *, n, *]` at positions `[B or 1, n]`, except padding and what is evicted."""
-        slots = self._slots(positions)
-        if self.padding is None:
-            buffer.index_copy_(2, slots[0], new)
-            return
-        recent = positions > positions[:, -1:] - self.window
-        chosen = (positions >= 0) & (recent | (positions < self.num_sinks))
-        rows, columns = chosen.nonzero(as_tuple=True)
-        buffer[rows, :, slots[rows, columns]] = new[rows, :, columns]
+    def _spans(self, first: int, length: int) -> list[slice]:
+        """Slots of the tokens at positions from `first` on, in order."""
+        found, end = [], first + length
+        while first < end:
+            slot = first
+            if first >= self.num_sinks:
+                slot = self.num_sinks + (first - self.num_sinks) % self.window
+            size = min(end - first, self.num_sinks + self.window - slot)
+            found.append(slice(slot, slot + size))
+            first += size
+        return found
 
     @torch.no_grad()
     def set_state(self, state: Tensor | None, in_place: bool = False) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ahn.calls import MEMORY, LayerCall
+from ahn.ops.window_attention import columns
 
 
 class Evicted(NamedTuple):
@@ -22,14 +24,29 @@ class Evicted(NamedTuple):
 
 
 def leaving(
-    key: Tensor, value: Tensor, gates: Tensor | None, first: int, call: LayerCall
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    gates: Sequence[Tensor] | None,
+    count: int,
+    first: int,
+    call: LayerCall,
 ) -> Evicted:
-    """Tokens in order from index `first` on, padding counted."""
-    position = call.positions(first, key.shape[2])
+    """The first `count` tokens of those from index `first` on, padding counted.
+
+    Args:
+        keys, values: `[B, G, T_i, *]`, in order; gates: `[B, H, P_i, n]` of those cached.
+    """
+    key, value = (_copied(x, count) for x in (keys, values))
+    past = None if gates is None else _copied(gates, count).transpose(1, 2)
+    position = call.positions(first, count)
     all_written = first - call.step.max_padding >= call.step.num_sinks
-    return Evicted(
-        key, value, gates, position, None if all_written else position >= call.step.num_sinks
-    )
+    keep = None if all_written else position >= call.step.num_sinks
+    return Evicted(key, value, past, position, keep)
+
+
+def _copied(pieces: Sequence[Tensor], count: int) -> Tensor:
+    """The first tokens of a ring, that is about to be overwritten."""
+    return torch.cat(columns(pieces, 0, count) or [pieces[0][:, :, :0]], 2)
 
 
 def remember(

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import ahn
 from ahn.attach import Step
+from ahn.attach.fused import why_not_fused_step
 from ahn.generation import prefill, stream
 from models import (
     WINDOW,
@@ -32,7 +33,7 @@ class Replay:
 
     def replay(self):
         before = self.step.cache.get_seq_length()
-        self.step.logits = self.step._forward()
+        self.step.logits = self.step._run()
         assert self.step.cache.get_seq_length() == before, "a graph counts nothing on the host"
 
 
@@ -46,10 +47,12 @@ def _graphs_without_gpu(monkeypatch):
 def test_no_graph_without_a_gpu():
     model = shared_model()
     _, cache = prefill(model, random_ids(30))
-    for how in ("graph", "compile"):
+    for how in ("graph", "fused", "compile"):
         with pytest.raises(ValueError, match="expected all weights on one CUDA device, got cpu"):
             Step(model, cache, how)
-    with pytest.raises(ValueError, match="step: expected one of auto, eager, graph, compile"):
+    with pytest.raises(
+        ValueError, match="step: expected one of auto, eager, graph, fused, compile"
+    ):
         Step(model, cache, "fast")
 
 
@@ -181,6 +184,40 @@ def test_what_cannot_be_captured_is_named(settings, reason, monkeypatch):
     _, cache = prefill(model, random_ids(30))
     monkeypatch.setattr(type(model), "parameters", lambda self: iter([_OnCuda()]))
     assert reason in why_no_graph(model, cache)
+
+
+def _hook(module, args):
+    return None
+
+
+def _replace_map(model):
+    linear = model.model.layers[1].mlp.up_proj
+    model.model.layers[1].mlp.up_proj = torch.nn.Sequential(linear)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda model: None, "a CUDA device"),
+        (lambda model: model.model.layers[1].mlp.register_forward_pre_hook(_hook), "no hooks"),
+        (_replace_map, "plain linear maps, got Sequential"),
+        (lambda model: model.lm_head.double(), "weights of one dtype"),
+        (
+            lambda model: setattr(model.model.layers[0].ahn.fn, "kernels", "torch"),
+            "kernels='torch'",
+        ),
+        (lambda model: setattr(model.config, "hidden_act", "gelu"), "an MLP with SiLU, got gelu"),
+    ],
+)
+def test_what_stops_a_fused_step_is_named(change, reason):
+    model = new_model("Qwen3")
+    change(model)
+    assert reason in why_not_fused_step(model)
+
+
+@pytest.mark.parametrize("settings", [{"use_q_proj": True}, {"use_router": True}])
+def test_cells_that_a_fused_step_does_not_know(settings):
+    assert "without router and query map" in why_not_fused_step(new_model(**settings))
 
 
 class _OnCuda:

@@ -8,7 +8,9 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 import ahn
+from ahn.attach import families
 from models import (
+    left_padded,
     new_model,
     one_shot,
     over_matrix,
@@ -172,3 +174,31 @@ def test_memory_off_generates_from_the_window_alone():
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="expected at least one token, got an empty prompt"):
         shared_model().generate(random_ids(0), **GREEDY)
+
+
+@over_trios
+@torch.no_grad()
+def test_a_long_prompt_is_read_in_chunks(family, cell, monkeypatch):
+    """Padded rows, beams and sampling too; one that goes on with a cache is read whole."""
+    model = shared_model(family, cell, dtype=torch.float64)
+    _, ids, mask = left_padded((80, 61, 5))
+    sampled = {**SAMPLED, "max_new_tokens": 20}
+    options = [{**GREEDY, "num_beams": 3}, GREEDY, sampled]
+    expected = [_generated(model, ids, mask, option) for option in options]
+    monkeypatch.setattr(families, "prefill_chunk", lambda model, batch: 13)
+    lengths = []
+    note = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    for option, text in zip(options, expected):
+        assert torch.equal(_generated(model, ids, mask, option), text), option
+    assert max(lengths) == 13
+    _, cache = ahn.generation.prefill(model, ids[:1, :30])
+    model.generate(ids[:1], past_key_values=cache, **GREEDY)
+    note.remove()
+    assert max(lengths) == 50
+
+
+def _generated(model, ids, mask, option):
+    torch.manual_seed(0)
+    return model.generate(ids, attention_mask=mask, **option)

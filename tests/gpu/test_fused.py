@@ -14,10 +14,13 @@ from ahn.memory import build_cell
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from models import (
+    CELLS,
+    WINDOW,
     assert_close,
     left_padded,
     new_model,
     over_cells,
+    over_pairs,
     positions_of,
     random_ids,
     read,
@@ -50,6 +53,13 @@ def decoded(model, ids, mask, tokens, mode):
     with off:
         logits = read(model, ids, [length, *[1] * tokens], cache, mask)
     return logits[:, -tokens:], cache
+
+
+def same_caches(cache, other):
+    for layer, twin in zip(cache.memory_layers, other.memory_layers):
+        assert layer.seen == twin.seen
+        for name in BUFFERS:
+            assert_close(getattr(layer, name), getattr(twin, name), 2e-5, name)
 
 
 @over_cells
@@ -88,12 +98,57 @@ def test_graphs_give_the_tokens_of_eager_steps(cell, dtype):
     ids = random_ids(50, batch=3).to(DEVICE)
     answers = {
         step: torch.stack(list(stream(model, ids, max_new_tokens=40, step=step)), 1)
-        for step in ("eager", "graph", "auto")
+        for step in ("eager", "graph")
     }
     assert torch.equal(answers["graph"], answers["eager"])
-    assert torch.equal(answers["auto"], answers["eager"])
-    generated = model.generate(ids, max_new_tokens=40, do_sample=False)
-    assert torch.equal(generated[:, 50:], answers["eager"])
+
+
+@over_pairs
+@torch.no_grad()
+def test_fused_steps_give_the_tokens_and_the_cache_of_eager_ones(family, cell):
+    """In float32; one row and several, from prompts below the budget, at it, and beyond."""
+    model = new_model(family, cell).to(DEVICE)
+    for prompt, batch in ((3, 1), (WINDOW + 4, 3), (50, 1), (50, 3)):
+        ids = random_ids(prompt, batch=batch).to(DEVICE)
+        caches = [ahn.AHNCache(model.config) for _ in range(2)]
+        answers = [
+            torch.stack(list(stream(model, ids, cache, max_new_tokens=40, step=how)), 1)
+            for cache, how in zip(caches, ("eager", "fused"))
+        ]
+        assert torch.equal(*answers)
+        same_caches(*caches)
+        generated = model.generate(ids, max_new_tokens=40, do_sample=False)
+        assert torch.equal(generated[:, prompt:], answers[0])
+
+
+@pytest.mark.parametrize(
+    ("cell", "dtype"), [(cell, torch.bfloat16) for cell in CELLS] + [(CELLS[0], torch.float16)]
+)
+@torch.no_grad()
+def test_half_precision_fused_steps_err_no_more_than_eager_ones(cell, dtype):
+    """Both fed the same tokens, against float64."""
+    for batch in (1, 20):
+        ids = random_ids(60, batch=batch).to(DEVICE)
+        tokens = random_ids(30, batch, seed=7).to(DEVICE)
+        logits = []
+        for how, kind in (("eager", torch.float64), ("eager", dtype), ("fused", dtype)):
+            model = new_model("Qwen3", cell, dtype=kind).to(DEVICE)
+            _, cache = prefill(model, ids)
+            step = Step(model, cache, how)
+            logits.append(torch.stack([step(token).clone() for token in tokens.T]))
+        exact, eager, fused = logits
+        assert difference(fused, exact) <= 1.5 * difference(eager, exact) + 2**-9
+
+
+@torch.no_grad()
+def test_fused_steps_of_the_window_alone():
+    model, ids = new_model("Qwen3").to(DEVICE), random_ids(50).to(DEVICE)
+    with ahn.memory_off(model):
+        answers = [
+            torch.cat(list(stream(model, ids, max_new_tokens=40, step=how)))
+            for how in ("eager", "fused")
+        ]
+    assert torch.equal(*answers)
 
 
 @torch.no_grad()
@@ -101,9 +156,9 @@ def test_graphs_of_padded_rows_below_the_budget_and_after_a_change_of_the_cache(
     model = new_model("Qwen3").to(DEVICE)
     _, ids, mask = left_padded((12, 9, 3))
     ids, mask = ids.to(DEVICE), mask.to(DEVICE)
-    caches = [ahn.AHNCache(model.config) for _ in range(2)]
+    caches = [ahn.AHNCache(model.config) for _ in range(3)]
     answers = []
-    for cache, step in zip(caches, ("eager", "graph")):
+    for cache, step in zip(caches, ("eager", "graph", "fused")):
         options = {"step": step, "max_new_tokens": 30}
         first = torch.stack(list(stream(model, ids, cache, attention_mask=mask, **options)), 1)
         cache.reorder_cache(torch.tensor([2, 0, 1]))
@@ -111,11 +166,9 @@ def test_graphs_of_padded_rows_below_the_budget_and_after_a_change_of_the_cache(
         answers.append(
             torch.cat([first, *(t[:, None] for t in stream(model, more, cache, **options))], 1)
         )
-    assert torch.equal(*answers)
-    for layer, other in zip(*(cache.memory_layers for cache in caches)):
-        assert layer.seen == other.seen
-        for name in BUFFERS:
-            assert_close(getattr(layer, name), getattr(other, name), 2e-5, name)
+    for answer, cache in zip(answers[1:], caches[1:]):
+        assert torch.equal(answers[0], answer)
+        same_caches(caches[0], cache)
 
 
 @torch.no_grad()
@@ -123,7 +176,7 @@ def test_a_graph_notices_that_the_cache_went_on_without_it():
     model = new_model("Qwen3").to(DEVICE)
     prompt, between = random_ids(40).to(DEVICE), random_ids(7, seed=5).to(DEVICE)
     answers = []
-    for how in ("eager", "graph"):
+    for how in ("eager", "graph", "fused"):
         _, cache = prefill(model, prompt)
         step = Step(model, cache, how)
         token, tokens = prompt[:, -1], []
@@ -133,7 +186,8 @@ def test_a_graph_notices_that_the_cache_went_on_without_it():
             token = step(token).argmax(-1)
             tokens.append(token)
         answers.append(torch.stack(tokens))
-    assert torch.equal(*answers)
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
 
 
 @torch.no_grad()

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import ahn
+from ahn import attention
 from ahn.ops import window_attention as api
 from ahn.ops.window_attention import dense
 from ahn.ops.window_attention.reference import blocked_window_attention
-from models import assert_close
+from models import assert_close, one_shot, random_ids, read, shared_model
 
 
 @pytest.fixture(autouse=True)
 def _plain_blocks(monkeypatch):
-    monkeypatch.setattr(api, "why_not_dense", lambda query, value, dropout: None)
+    for place in (api, attention):
+        monkeypatch.setattr(place, "why_not_dense", lambda query, value, dropout: None)
     monkeypatch.setattr(dense, "attend", attend)
     monkeypatch.setattr(dense, "join", join)
 
@@ -27,17 +31,20 @@ def attend(query, key, value, is_causal, scale):
     if is_causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(hidden, -torch.inf)
-    return scores.softmax(-1) @ value, scores.logsumexp(-1)
+    return dense.Part(scores.softmax(-1) @ value, scores.logsumexp(-1))
 
 
-def join(out, lse, part, part_lse, is_reversed=False):
-    if is_reversed:
-        part, part_lse = part.flip(2), part_lse.flip(2)
-    rows = slice(part.shape[2])
-    whole = torch.logaddexp(lse[:, :, rows], part_lse)
-    share = (lse[:, :, rows] - whole).exp()[..., None]
-    out[:, :, rows] = out[:, :, rows] * share + part * (part_lse - whole).exp()[..., None]
-    lse[:, :, rows] = whole
+def join(near, shared, far):
+    outs, sums = [near.out], [near.lse]
+    if shared is not None:
+        outs.append(shared.out)
+        sums.append(shared.lse)
+    if far is not None:
+        missing = near.lse.shape[2] - far.lse.shape[2]
+        outs.append(F.pad(far.out.flip(2), (0, 0, 0, missing)))
+        sums.append(F.pad(far.lse.flip(2), (0, missing), value=-torch.inf))
+    shares = torch.stack(sums).softmax(0)[..., None]
+    return (torch.stack(outs) * shares).sum(0)
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 5])
@@ -58,3 +65,17 @@ def test_blocks_equal_the_reference(sinks, window, seen, new):
     arguments = (query, key, value, sink_key, sink_value)
     expected = blocked_window_attention(*arguments, window, start, None, 0.0)
     assert_close(api.window_attention(*arguments, window=window, start=start), expected, 1e-12)
+    pieces = ((x[:, :, : past // 3], x[:, :, past // 3 :]) for x in (key, value))
+    got = api.window_attention(query, *pieces, sink_key, sink_value, window=window, start=start)
+    assert_close(got, expected, 1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[50, 30, 7, 64, 1, 33], [20, 100, 65], [185]])
+@torch.no_grad()
+def test_a_model_that_reads_by_blocks_reads_the_same(monkeypatch, sizes):
+    """Chunks that end anywhere in the ring, whose pieces the blocks take as they lie."""
+    model = shared_model("Qwen3", dtype=torch.float64)
+    ids = random_ids(sum(sizes), batch=2)
+    got = read(model, ids, sizes, ahn.AHNCache(model.config))
+    monkeypatch.setattr(api, "why_not_dense", lambda query, value, dropout: "the reference")
+    assert_close(got, one_shot(model, ids), 1e-12)

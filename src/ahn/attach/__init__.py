@@ -18,6 +18,7 @@ from ahn.attach.families import (
     take_over_attention,
 )
 from ahn.attach.install import install, of_model, uninstall
+from ahn.attach.liger import drop_liger, use_liger, uses_liger
 from ahn.attach.step import Step
 from ahn.attach.support import UnsupportedModel, check_supported
 from ahn.calls import FULL, POOLED, WINDOW
@@ -32,10 +33,13 @@ __all__ = [
     "compressive",
     "detach",
     "disabled",
+    "drop_liger",
     "family_classes",
     "memory_off",
     "of_model",
     "register_family",
+    "use_liger",
+    "uses_liger",
 ]
 
 BASE = "ahn_base"  # attribute of a model attached in place: its class and config before
@@ -77,9 +81,12 @@ def attach(model: PreTrainedModel, config: AHNConfig, *, kernels: str = "auto") 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Take the memory away again, in place; the model is what it was before `attach`.
 
+    Liger's kernels (`use_liger`) are taken away with it.
+
     Raises ValueError where nothing is attached.
     """
     of_model(model)
+    drop_liger(model)
     uninstall(model)
     attached = model.config
     base, old = model.__dict__.pop(BASE, None) or _base_of(model)

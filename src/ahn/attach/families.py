@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ahn.attach.chunk import prefill_chunk
 from ahn.attach.install import install, of_model
 from ahn.attach.saving import AUTO_MAP, PREFIX, SavedWithMemory
 from ahn.attach.step import GenerateStep
@@ -89,6 +90,7 @@ class AHNModelMixin(SavedWithMemory):
             if cache is None and generation_config.use_cache is not False:
                 generation_config.cache_implementation = None
                 model_kwargs["past_key_values"] = AHNCache(self.config)
+            _read_in_chunks(self, generation_config, model_kwargs)
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, *args, **kwargs
         )
@@ -114,6 +116,20 @@ class AHNModelMixin(SavedWithMemory):
     def init_continuous_batching(self) -> Any:
         """Absent: `transformers serve` asks, and falls back to `generate`."""
         raise AttributeError("continuous batching does not know the bounded cache")
+
+
+def _read_in_chunks(model: Any, generation_config: Any, inputs: dict[str, Any]) -> None:
+    """Let a prompt longer than a chunk be read in several, where nothing else was asked for.
+
+    Not one that goes on with a cache: before transformers 5.19 that is read from its beginning.
+    """
+    cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
+    begun = cache is None or cache.get_seq_length()
+    if begun or mask is None or inputs.get("inputs_embeds") is not None:
+        return
+    chunk = prefill_chunk(model, mask.shape[0])
+    if generation_config.prefill_chunk_size is None and mask.shape[1] > chunk:
+        generation_config.prefill_chunk_size = chunk
 
 
 def _refuse_generation(generation_config: Any, cache: Any) -> None:

@@ -1,4 +1,4 @@
-"""One decoding step: a forward of one new token a row, replayed as a CUDA graph where it can be."""
+"""One decoding step of one new token a row, replayed as a CUDA graph where it can be."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ahn.attach.fused import FusedDecoder, why_not_fused_step
 from ahn.attach.install import of_model
 from ahn.cache import AHNCache
 from ahn.cache_layer import BATCHED
 from ahn.calls import MEMORY, WINDOW
 
-STEPS = ("auto", "eager", "graph", "compile")
+STEPS = ("auto", "eager", "graph", "fused", "compile")
 MOVING_ROPE = ("dynamic", "longrope")  # frequencies that the host recomputes as the text grows
 
 
@@ -28,24 +29,26 @@ class Step:
     Args:
         model: an attached model.
         cache: one that has read its prompt, and every row of it has begun.
-        how: `eager`; `graph`; `compile`, a graph of what torch.compile made of the forward;
-            `auto` takes a graph where one can be captured.
+        how: `eager`; `graph`, of the model's own forward; `fused`, a graph of a `FusedDecoder`;
+            `compile`, a graph of what torch.compile made of the forward; `auto` takes the fused
+            one where it can run, else a graph where one can be captured.
 
     Raises:
-        ValueError: `how` is none of these, or asks for a graph where there can be none.
+        ValueError: `how` is none of these, or asks for what cannot be had.
     """
 
     def __init__(self, model: PreTrainedModel, cache: AHNCache, how: str = "auto") -> None:
         if how not in STEPS:
             raise ValueError(f"step: expected one of {', '.join(STEPS)}, got {how!r}")
-        reason = None if how == "eager" else why_no_graph(model, cache)
-        if reason and how != "auto":
-            raise ValueError(f"step={how!r}: expected {reason}")
         self.model, self.cache = model, cache
-        self.use_graph = how != "eager" and reason is None
-        self.compiled = None
-        if how == "compile":
-            self.compiled = torch.compile(self._forward, fullgraph=True, dynamic=False)
+        how = _settled(how, model, cache)
+        self.use_graph = how != "eager"
+        self._run = self._forward
+        if how == "fused":
+            self._run = self._fused
+            self.decoder = FusedDecoder(model, cache, of_model(model).mode)
+        elif how == "compile":
+            self._run = torch.compile(self._forward, fullgraph=True, dynamic=False)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.held: list[Tensor] = []  # what the last step wrote, by which the graph knows its own
         self.seen = -1
@@ -95,8 +98,9 @@ class Step:
         self.position.add_(1)
         return output.logits[:, -1]
 
-    def _run(self) -> Tensor:
-        return self._forward() if self.compiled is None else self.compiled()
+    def _fused(self) -> Tensor:
+        """The same without the model's modules."""
+        return self.decoder(self.token[:, 0], self.position)
 
     def _continues(self) -> bool:
         """Whether the cache is as the last step left it."""
@@ -145,6 +149,22 @@ def _is_plain_step(inputs: dict[str, Any]) -> bool:
 def _tensors(cache: AHNCache) -> list[Tensor]:
     """What a step of the cache reads and writes."""
     return [getattr(layer, name) for layer in cache.memory_layers for name in BATCHED]
+
+
+def _settled(how: str, model: Any, cache: AHNCache) -> str:
+    """`eager`, `graph`, `fused` or `compile`; ValueError where what was asked for cannot be had."""
+    if how == "eager":
+        return how
+    reason = why_no_graph(model, cache)
+    if reason is None and how in ("auto", "fused"):
+        reason = why_not_fused_step(model)
+        if how == "auto":
+            return "fused" if reason is None else "graph"
+    if reason is None:
+        return how
+    if how != "auto":
+        raise ValueError(f"step={how!r}: expected {reason}")
+    return "eager"
 
 
 def why_no_graph(model: Any, cache: AHNCache) -> str | None:

@@ -5,7 +5,7 @@ from ahn.bench.decode import bench_decode
 from ahn.bench.kernels import bench_kernels
 from ahn.bench.machine import environment, measure_ceilings
 from ahn.bench.models import METHODS, SHAPES, BenchModel, build
-from ahn.bench.prefill import bench_prefill
+from ahn.bench.prefill import bench_prefill, profile_prefill
 
 __all__ = [
     "METHODS",
@@ -18,4 +18,5 @@ __all__ = [
     "build",
     "environment",
     "measure_ceilings",
+    "profile_prefill",
 ]

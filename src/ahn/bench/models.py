@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from ahn.attach import attach, disabled, memory_off
+from ahn.attach import attach, detach, disabled, memory_off, use_liger, uses_liger
 from ahn.cache import AHNCache
 from ahn.config import AHNConfig
 from ahn.cost import Shape
@@ -70,7 +70,7 @@ def build(
     Args:
         name: one of `SHAPES` or a config.json, with random weights; a folder or hub name with
             weights gets those.
-        liger: patch the model's norms, RoPE and MLP with Liger-Kernel.
+        liger: see `ahn.attach.use_liger`.
 
     Raises:
         ValueError: a name that is none of these, or a model that takes no memory.
@@ -83,22 +83,31 @@ def build(
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         model.to(device)  # type: ignore[arg-type]
     weights = sum(x.nbytes for x in {p.data_ptr(): p for p in model.parameters()}.values())
+    _attach(model.eval(), settings)
     if liger:
-        _patch(model)
-    attach(model.eval(), settings)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.endswith(".ahn.fn.o_proj.weight"):
-                parameter.normal_(std=0.02)  # a fresh one is zero: products of zeros are faster
+        use_liger(model)
     return BenchModel(model, settings, Shape.of(model.config), weights)
 
 
-def _patch(model: PreTrainedModel) -> None:
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+def with_window(bench: BenchModel, window: int) -> BenchModel:
+    """The same model, in place, with a fresh memory behind another window."""
+    if window == bench.settings.window:
+        return bench
+    liger = uses_liger(bench.model)
+    settings = replace(bench.settings, window=window)
+    _attach(detach(bench.model), settings)
+    if liger:
+        use_liger(bench.model)
+    return replace(bench, settings=settings)
 
-    _apply_liger_kernel_to_instance(
-        model, rope=True, cross_entropy=False, fused_linear_cross_entropy=False
-    )
+
+@torch.no_grad()
+def _attach(model: PreTrainedModel, settings: AHNConfig) -> None:
+    """Attach a memory that speaks: a fresh one is zero, and products of zeros are faster."""
+    attach(model, settings)
+    for key, parameter in model.named_parameters():
+        if key.endswith(".ahn.fn.o_proj.weight"):
+            parameter.normal_(std=0.02)
 
 
 def _config(name: str) -> Any:

@@ -1,21 +1,23 @@
-"""Prefill: time, peak memory and share of the matrix ceiling by length and method."""
+"""Prefill: time, peak memory and share of the matrix ceiling by window, length and method."""
 
 from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ahn.attach.chunk import prefill_chunk
 from ahn.bench.machine import peak_memory, synchronize
-from ahn.bench.models import BenchModel
+from ahn.bench.models import BenchModel, with_window
+from ahn.bench.profile import kernel_times
 from ahn.cache import AHNCache
 from ahn.cost import prefill_flops
 from ahn.generation import prefill
-from ahn.generation.prefill import prefill_chunk
 
 
 def bench_prefill(
@@ -23,20 +25,53 @@ def bench_prefill(
     lengths: list[int],
     methods: list[str],
     *,
-    chunk: int | None = None,
+    windows: list[int],
+    chunks: list[int] | None = None,
     repeats: int = 3,
     ceilings: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a length and method: median seconds, tokens/s, peak over the weights, TFLOP/s.
+    """One row a window, method, chunk and length: seconds, tokens/s, memory, TFLOP/s.
 
-    Full attention reads the prompt in one forward, as `generate` does; the others in chunks.
+    Full attention reads the prompt in one forward, as `generate` does, whatever the window; the
+    others in chunks, None of which lets the free memory choose.
     """
     rows = []
-    for method in methods:
-        with bench.method(method):
-            _read(bench, method, _prompt(bench, min(lengths)), chunk)  # compiles what is compiled
-            rows += [_row(bench, n, method, chunk, repeats, ceilings or {}) for n in lengths]
+    for built, method, chunk in _settings(bench, methods, windows, chunks):
+        with built.method(method):
+            _read(built, method, _prompt(built, min(lengths)), chunk)  # compiles what is compiled
+            rows += [_row(built, n, method, chunk, repeats, ceilings or {}) for n in lengths]
     return rows
+
+
+def profile_prefill(
+    bench: BenchModel, methods: list[str], *, windows: list[int], chunks: list[int] | None = None
+) -> list[dict[str, Any]]:
+    """One row a kernel of a chunk read after many: its calls and milliseconds."""
+    settings = _settings(bench, methods, windows, chunks)
+    return [row for setting in settings if setting[1] != "full" for row in _profile(*setting)]
+
+
+def _profile(bench: BenchModel, method: str, chunk: int | None) -> list[dict[str, Any]]:
+    size = chunk or prefill_chunk(bench.model, 1)
+    ids = _prompt(bench, size)
+    with bench.method(method):
+        _, cache = prefill(bench.model, _prompt(bench, bench.settings.budget + size))
+        kernels = kernel_times(lambda: prefill(bench.model, ids, cache, chunk=size), bench.device)
+    place = {"method": method, "window": bench.settings.window, "chunk": size}
+    return [{**place, **kernel} for kernel in kernels]
+
+
+def _settings(
+    bench: BenchModel, methods: list[str], windows: list[int], chunks: list[int] | None
+) -> Iterator[tuple[BenchModel, str, int | None]]:
+    """What is measured: a model of each window, and for each method its chunks."""
+    for number, window in enumerate(windows):
+        bench = with_window(bench, window)
+        for method in methods:
+            if method != "full":
+                yield from ((bench, method, chunk) for chunk in chunks or (None,))
+            elif not number:
+                yield bench, method, None
 
 
 def _prompt(bench: BenchModel, length: int) -> Tensor:
@@ -56,32 +91,41 @@ def _row(
     ids = _prompt(bench, length)
     row: dict[str, Any] = {"method": method, "tokens": length}
     if method != "full":
-        row["chunk"] = chunk or prefill_chunk(bench.model, 1)
+        row |= {"window": bench.settings.window, "chunk": chunk or prefill_chunk(bench.model, 1)}
     before = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
     try:
         with peak_memory(bench.device) as peak:
-            seconds = sorted(_read(bench, method, ids, chunk) for _ in range(repeats))
+            runs = [_read(bench, method, ids, chunk) for _ in range(repeats)]
     except torch.OutOfMemoryError:
         return {**row, "error": "out of memory"}
-    median = seconds[len(seconds) // 2]
+    median, held = sorted(seconds for seconds, _ in runs)[repeats // 2], runs[0][1]
     tera = prefill_flops(bench.shape, length, bench.cost_settings(method)) / 1e12
-    row |= {"seconds": median, "tokens_per_s": length / median, "tflop_per_s": tera / median}
+    row |= {"seconds": median, "tokens_per_s": length / median, "held_gib": held / 2**30}
     if peak:
         row["peak_over_weights_gib"] = (peak[0] - before) / 2**30
+    row["tflop_per_s"] = tera / median
     if "matmul_tflop_per_s" in ceilings:
         row["share_of_matmul"] = tera / median / ceilings["matmul_tflop_per_s"]
     return row
 
 
-def _read(bench: BenchModel, method: str, ids: Tensor, chunk: int | None) -> float:
-    """Seconds for one prompt."""
+def _read(bench: BenchModel, method: str, ids: Tensor, chunk: int | None) -> tuple[float, int]:
+    """Seconds for one prompt, and the bytes its cache then holds."""
     gc.collect()
+    cache: Any = DynamicCache() if method == "full" else AHNCache(bench.model.config)
     synchronize(bench.device)
     start = time.perf_counter()
     if method == "full":
         with torch.no_grad():
-            bench.model(ids, past_key_values=DynamicCache(), logits_to_keep=1)
+            bench.model(ids, past_key_values=cache, logits_to_keep=1)
     else:
-        prefill(bench.model, ids, AHNCache(bench.model.config), chunk=chunk)
+        prefill(bench.model, ids, cache, chunk=chunk)
     synchronize(bench.device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, held_bytes(cache)
+
+
+def held_bytes(cache: Any) -> int:
+    """Bytes of all tensors a cache holds."""
+    if isinstance(cache, AHNCache):
+        return cache.nbytes
+    return sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from ahn.cli.options import PrefillChunkSize, integer, numbers
+from ahn.cli.options import integer, numbers
 
 app = typer.Typer(
     name="bench",
@@ -29,20 +29,36 @@ Shape = Annotated[
 ]
 Cell = Annotated[str, Option(help="GatedDeltaNet, DeltaNet, Mamba2 or a registered cell.")]
 Window = Annotated[int, Option(parser=integer(1), metavar="N", help="Tokens seen exactly.")]
+Windows = Annotated[
+    Any, Option(parser=numbers(int, 1), metavar="N,N", help="Tokens seen exactly, with commas.")
+]
+Chunks = Annotated[
+    Any,
+    Option(
+        parser=numbers(int, 1),
+        metavar="N,N",
+        help="Tokens of the prompt read at a time, with commas; left out, chosen by the memory "
+        "that is free.",
+    ),
+]
+Profile = Annotated[
+    bool, Option("--profile", help="Time of each kernel in one chunk, instead of whole prompts.")
+]
 Sinks = Annotated[int, Option(parser=integer(0), metavar="N", help="First tokens always seen.")]
 Device = Annotated[str | None, Option(help="cpu, cuda, ...; left out, the GPU if there is one.")]
 Dtype = Annotated[str, Option(help="bfloat16, float16 or float32.")]
 Methods = Annotated[str, Option(help="Of ahn, window and full, joined by commas.")]
 Out = Annotated[Path | None, Option(help="File to write the JSON to as well.")]
 Liger = Annotated[
-    bool, Option("--liger", help="Patch the model's norms, RoPE and MLP with Liger-Kernel.")
+    bool,
+    Option("--liger/--no-liger", help="Run the base's norms, RoPE and MLP by Liger-Kernel."),
 ]
 Lengths = Annotated[
     Any, Option(parser=numbers(int, 1), metavar="N,N", help="Tokens of the prompt, with commas.")
 ]
 Tokens = Annotated[int, Option(parser=integer(1), metavar="N", help="Tokens read before.")]
 Repeats = Annotated[int, Option(parser=integer(1), metavar="N", help="Runs; their median counts.")]
-Steps = Annotated[str, Option(help="Of auto, eager, graph and compile, joined by commas.")]
+Steps = Annotated[str, Option(help="Of auto, eager, graph, fused and compile, joined by commas.")]
 NewTokens = Annotated[int, Option(parser=integer(8), metavar="N", help="Tokens to time.")]
 Sizes = Annotated[
     Any,
@@ -60,24 +76,30 @@ def prefill(
     lengths: Lengths = "131072",
     methods: Methods = "ahn,window,full",
     memory: Cell = "GatedDeltaNet",
-    window: Window = 32640,
+    windows: Windows = "32640",
     num_sinks: Sinks = 128,
-    prefill_chunk_size: PrefillChunkSize = None,
+    chunks: Chunks = None,
     repeats: Repeats = 3,
+    profile: Profile = False,
     liger: Liger = False,
     dtype: Dtype = "bfloat16",
     device: Device = None,
     out: Out = None,
 ) -> None:
     """Time and peak memory of reading a prompt."""
-    from ahn.bench import bench_prefill
+    from ahn.bench import bench_prefill, profile_prefill
 
-    chosen = _names(methods, "--methods")
-    built, ceilings = _build(model, memory, window, num_sinks, dtype, device, liger)
-    rows = bench_prefill(
-        built, list(lengths), chosen, chunk=prefill_chunk_size, repeats=repeats, ceilings=ceilings
-    )
-    _report("prefill", rows, ceilings, out, _facts(model, built))
+    chosen, sizes = _names(methods, "--methods"), list(windows)
+    built, ceilings = _build(model, memory, sizes[0], num_sinks, dtype, device, liger)
+    options: dict[str, Any] = {"windows": sizes, "chunks": None if chunks is None else list(chunks)}
+    if profile:
+        rows = profile_prefill(built, chosen, **options)
+    else:
+        rows = bench_prefill(
+            built, list(lengths), chosen, repeats=repeats, ceilings=ceilings, **options
+        )
+    facts = _facts(model, built) | {"windows": sizes}
+    _report("prefill", rows, ceilings, out, facts)
 
 
 @app.command()
@@ -85,7 +107,7 @@ def decode(
     model: Shape = "qwen2.5-3b",
     tokens: Tokens = 131072,
     methods: Methods = "ahn,window,full",
-    steps: Steps = "eager,graph",
+    steps: Steps = "eager,graph,fused",
     new_tokens: NewTokens = 128,
     memory: Cell = "GatedDeltaNet",
     window: Window = 32640,
@@ -110,7 +132,7 @@ def batch(
     tokens: Tokens = 131072,
     methods: Methods = "ahn,full",
     sizes: Sizes = None,
-    step: Annotated[str, Option(help="auto, eager, graph or compile.")] = "auto",
+    step: Annotated[str, Option(help="auto, eager, graph, fused or compile.")] = "auto",
     new_tokens: NewTokens = 32,
     memory: Cell = "GatedDeltaNet",
     window: Window = 32640,
@@ -193,10 +215,13 @@ def _names(text: str, option: str) -> list[str]:
 
 
 def _facts(name: str, built: Any) -> dict[str, Any]:
+    from ahn.attach import uses_liger
+
     return {
         "model": name,
         "weights_gb": built.weights_bytes / 1e9,
         "dtype": str(built.model.dtype).removeprefix("torch."),
+        "liger": uses_liger(built.model),
         **built.settings.to_dict(),
     }
 

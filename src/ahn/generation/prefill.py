@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ahn.attach.chunk import prefill_chunk
 from ahn.attach.inputs import left_padding
 from ahn.cache import AHNCache
-
-PREFILL_CHUNK_SIZE = 2048  # on a CPU
-LARGEST_CHUNK = 12288  # on a GPU: beyond, memory grows and time hardly falls
-SHARE_OF_FREE = 0.5  # of a GPU's memory, for the activations of a chunk
 
 
 @torch.no_grad()
@@ -30,7 +27,8 @@ def prefill(
     Args:
         ids: `[B, T]` token ids, or an iterable of such pieces (a text that is never whole).
         cache: continue this one, in place; None starts anew.
-        chunk: tokens per forward; None chooses by the memory that is free, see `prefill_chunk`.
+        chunk: tokens per forward; None chooses by the memory that is free, see
+            `ahn.attach.chunk`.
         attention_mask: `[B, T]` for left-padded rows of a whole prompt read into a new cache.
 
     Returns:
@@ -57,19 +55,6 @@ def prefill(
     if logits is None:
         raise ValueError("prompt: expected at least one token, got none")
     return logits, cache
-
-
-def prefill_chunk(model: PreTrainedModel, batch: int) -> int:
-    """Tokens per forward for so many rows: on a GPU as many as half of its free memory takes."""
-    if model.device.type != "cuda":
-        return PREFILL_CHUNK_SIZE
-    text = model.config.get_text_config(decoder=True)
-    # What a layer holds at once: three wide tensors of the MLP, about eight as wide as the model.
-    numbers = 3 * getattr(text, "intermediate_size", 4 * text.hidden_size) + 8 * text.hidden_size
-    free = torch.cuda.mem_get_info(model.device)[0]
-    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    fitting = int(SHARE_OF_FREE * free / (numbers * model.dtype.itemsize * batch))
-    return max(256, min(LARGEST_CHUNK, fitting // 256 * 256))
 
 
 def split(ids: Tensor | Iterable[Tensor], chunk: int) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ahn.memory.base import GatedRMSNorm, Memory, masked, register
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.layout import compute_dtype
+from ahn.ops.projection import Map
 from ahn.ops.read_out import FusedCell
 
 
@@ -46,4 +47,6 @@ class DeltaNet(Memory):
         return self.g_proj(hidden)
 
     def fused(self) -> FusedCell:
-        return FusedCell("delta", self.o_norm.weight, self.o_proj.weight, self.head_dim**-0.5)
+        maps = (Map(self.b_proj.weight), Map(self.g_proj.weight))
+        scale = self.head_dim**-0.5
+        return FusedCell("delta", self.o_norm.weight, self.o_proj.weight, scale, maps)

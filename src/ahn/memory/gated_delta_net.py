@@ -13,6 +13,7 @@ from transformers import initialization as init
 from ahn.memory.base import masked, register
 from ahn.memory.delta_net import DeltaNet
 from ahn.ops.layout import compute_dtype
+from ahn.ops.projection import Map
 from ahn.ops.read_out import FusedCell
 
 
@@ -41,7 +42,15 @@ class GatedDeltaNet(DeltaNet):
         return self._delta_rule(query, key, value, masked(beta.sigmoid(), keep), log_decay, state)
 
     def fused(self) -> FusedCell:
-        return replace(super().fused(), rule="gated_delta", rate=self.A_log, dt_bias=self.dt_bias)
+        cell = super().fused()
+        beta, output = cell.gate_maps
+        return replace(
+            cell,
+            rule="gated_delta",
+            gate_maps=(beta, Map(self.a_proj.weight), output),
+            rate=self.A_log,
+            dt_bias=self.dt_bias,
+        )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -9,6 +9,7 @@ from transformers import initialization as init
 
 from ahn.memory.base import GatedRMSNorm, Memory, masked, register
 from ahn.ops.layout import compute_dtype
+from ahn.ops.projection import Map
 from ahn.ops.read_out import FusedCell
 from ahn.ops.ssd import ssd
 
@@ -50,9 +51,9 @@ class Mamba2(Memory):
         return self.g_proj(hidden)
 
     def fused(self) -> FusedCell:
-        return FusedCell(
-            "ssd", self.norm.weight, self.o_proj.weight, 1.0, rate=self.A_log, dt_bias=self.dt_bias
-        )
+        maps = tuple(Map(x.weight, x.bias) for x in (self.dt_proj, self.g_proj))
+        norm, o_proj = self.norm.weight, self.o_proj.weight
+        return FusedCell("ssd", norm, o_proj, 1.0, maps, rate=self.A_log, dt_bias=self.dt_bias)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -22,7 +22,7 @@ from ahn.evaluation.lm.loading import at_least_one, check_method, float32, load_
 from ahn.evaluation.lm.methods import Method, method_named
 from ahn.evaluation.lm.readings import Reading, like_length_batches, plan_readings
 from ahn.evaluation.lm.scoring import Score, score_batch, score_branches
-from ahn.generation.prefill import PREFILL_CHUNK_SIZE
+from ahn.generation import PREFILL_CHUNK_SIZE
 
 UNLIMITED = 2**40  # tokens: what is read does not decide what is held
 SKIPPED = "[ahn-skipped]"  # the answer to a prompt longer than max_length

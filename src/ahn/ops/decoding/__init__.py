@@ -1,20 +1,22 @@
-"""One decoding step of a layer in three kernels: contract, and when it can run."""
+"""One decoding step of a layer in two kernels: contract, and when it can run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ahn.ops.read_out import EPS, FusedCell
 
-__all__ = ["NewToken", "Ring", "fused_decoding", "why_not_fused"]
+__all__ = ["NewToken", "Ring", "Turn", "fused_decoding", "why_not_fused"]
 
-LARGEST_PIECE = 1024  # slots, so that the merge's table of pieces stays small
+LARGEST_PIECE = 2048  # slots, so that the merge's table of pieces stays small
 BLOCK = 64  # slots a program looks at together
+AHEAD = 128  # slots a program asks for before it knows the query
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,32 @@ def why_not_fused(query: Tensor, value: Tensor) -> str | None:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What is still to be done to the new token's queries and keys: norm, then rotation.
+
+    Attributes:
+        cos, sin: `[B or 1, K / 2]`, contiguous; the second half of a head turns with the first.
+        query_norm, key_norm: `[K]`, of an RMSNorm over each head; None has none.
+        eps: of these norms.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    eps: float = 0.0
+
+
+@dataclass(frozen=True)
 class NewToken:
-    """What a layer knows of the new token of every row.
+    """What a layer knows of the new token of every row; the last dimension is contiguous.
 
     Attributes:
         query: `[B, H, 1, K]`; key, value: `[B, G, 1, K]`.
         memory_query: `[B, H, 1, K]`, with which the memory is read.
-        gates: `[B, 1, H, n]`, raw; None without a memory.
+        gates: `[B, 1, H, n]`, raw, of any strides; None without a memory.
         output_gate: `[B, 1, H]`, raw.
+        turn: what the queries and the key still need; None where they are ready.
     """
 
     query: Tensor
@@ -61,6 +81,7 @@ class NewToken:
     memory_query: Tensor | None = None
     gates: Tensor | None = None
     output_gate: Tensor | None = None
+    turn: Turn | None = None
 
 
 @torch.no_grad()
@@ -79,54 +100,54 @@ def fused_decoding(
         `[B, 1, H, V]`, exact attention and what was read added up.
     """
     scale = token.query.shape[-1] ** -0.5 if scale is None else scale
-    read = None if cell is None else _update_state(token, ring, cell)
-    pieces = _attend_pieces(token.query, ring, scale)
+    pieces, read = _update_and_attend(token, ring, cell, scale)
     return _merge_pieces(token, ring, pieces, read, cell, scale)
 
 
-def _update_state(token: NewToken, ring: Ring, cell: FusedCell) -> Tensor:
-    """What the memory gives `[B, H, V]`, float32, once the evicted token is written."""
-    from ahn.ops.decoding.kernels import update_state
+def _update_and_attend(
+    token: NewToken, ring: Ring, cell: FusedCell | None, scale: float
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Softmax over each piece: largest score and sum of weights `[B, H, pieces]`, and weighted
+    values `[B, H, pieces, V]`; and what the state gave `[B, H, V]`; all float32.
+    """
+    from ahn.ops.decoding.kernels import update_and_attend
 
-    query, gates = token.memory_query, token.gates
-    assert query is not None and gates is not None, "a memory needs its query and gates"
-    batch, heads, _, dim = query.shape
-    read = query.new_empty(batch, heads, dim, dtype=torch.float32)
-    update_state[_per_head(batch * heads, dim)](
-        query, ring.keys, ring.values, ring.gates, ring.state, ring.slot, ring.keep,
-        read if cell.rate is None else cell.rate,
-        read if cell.dt_bias is None else cell.dt_bias,
-        read, *query.stride()[:2], _row_stride(ring), query_scale=cell.query_scale,
-        COLUMNS=_columns(dim), NUM_GATES=gates.shape[-1], RULE=cell.rule,
-        **_sizes(token.query, ring),
-    )  # fmt: skip
-    return read
-
-
-def _attend_pieces(query: Tensor, ring: Ring, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest score and sum of weights `[B, H, pieces]`, weighted values `[B, H, pieces, V]`."""
-    from ahn.ops.decoding.kernels import attend_pieces
-
+    query = token.query
     batch, heads, _, dim = query.shape
     groups = ring.keys.shape[1]
     pieces, per_piece = _pieces(batch * groups, ring.limit, query.device)
     shape = (batch, heads, pieces)
     largest, total = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
     weighted = query.new_empty(*shape, dim, dtype=torch.float32)
-    attend_pieces[(pieces, batch * groups)](
-        query, ring.keys, ring.values, ring.slot, ring.filled, largest, total, weighted,
-        *query.stride()[:2], _row_stride(ring), scale=scale, pieces=pieces, per_piece=per_piece,
-        HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", **_sizes(query, ring),
+    read = query.new_empty(batch, heads, dim, dtype=torch.float32)
+    asked = query if token.memory_query is None else token.memory_query
+    rule, rate, bias, query_scale, gates = "", read, read, 1.0, 0
+    updates, columns = 0, _columns(dim, 32)
+    if cell is not None:
+        assert token.gates is not None, "a memory needs its gates"
+        rule, query_scale, gates = cell.rule, cell.query_scale, token.gates.shape[-1]
+        rate, bias = (read if x is None else x for x in (cell.rate, cell.dt_bias))
+        updates = batch * heads * _power(dim) // columns
+    turned, norms = _turn(token, ring)
+    update_and_attend[(updates + pieces * batch * groups,)](
+        query, asked, ring.keys, ring.values, read if ring.gates is None else ring.gates,
+        read if ring.state is None else ring.state, ring.slot, ring.filled, ring.keep, rate, bias,
+        *norms[:3], read, largest, total, weighted, *query.stride()[:2], *asked.stride()[:2],
+        _row_stride(ring), turned.pop("angle_stride"), pieces=pieces, per_piece=per_piece,
+        updates=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
+        NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)),
+        BLOCK=BLOCK, AHEAD=AHEAD,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        **turned, **_sizes(query, ring),
     )  # fmt: skip
-    return largest, total, weighted
+    return (largest, total, weighted), read
 
 
 def _merge_pieces(
     token: NewToken,
     ring: Ring,
     pieces: tuple[Tensor, Tensor, Tensor],
-    read: Tensor | None,
+    read: Tensor,
     cell: FusedCell | None,
     scale: float,
 ) -> Tensor:
@@ -136,19 +157,48 @@ def _merge_pieces(
     batch, heads, _, dim = query.shape
     out = query.new_empty(batch, 1, heads, dim)
     weights = (None, None) if cell is None else (cell.norm, cell.o_proj)
-    parts = (token.gates, ring.gates, read, token.output_gate, *weights)
-    gates, old_gates, read, output_gate, norm, o_proj = (out if x is None else x for x in parts)
+    parts = (token.gates, ring.gates, token.output_gate, *weights)
+    gates, old_gates, output_gate, norm, o_proj = (out if x is None else x for x in parts)
     count = pieces[0].shape[2]
-    merge_pieces[_per_head(batch * heads, dim)](
-        query, key, value, gates, ring.keys, ring.values, old_gates, ring.slot, *pieces,
+    gate_strides = (gates.stride(0), gates.stride(2), gates.stride(3), output_gate.stride(0))
+    turned, norms = _turn(token, ring)
+    columns = _columns(dim, 16)
+    merge_pieces[(batch * heads, _power(dim) // columns)](
+        query, key, value, gates, ring.keys, ring.values, old_gates, ring.slot, *norms, *pieces,
         read, output_gate, norm, o_proj, out,
-        *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], _row_stride(ring),
-        scale=scale, pieces=count, eps=EPS, COLUMNS=_columns(dim), PIECES=_power(count),
+        *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *gate_strides,
+        _row_stride(ring), turned.pop("angle_stride"), scale=scale, pieces=count, eps=EPS,
+        COLUMNS=columns, PIECES=_power(count),
         ALL_HEADS=_power(heads), NUM_GATES=0 if cell is None else gates.shape[-1],
         HAS_MEMORY=cell is not None, GATE_FIRST=cell is not None and cell.gate_first,
-        **_sizes(query, ring),
+        **turned, **_sizes(query, ring),
     )  # fmt: skip
     return out
+
+
+def _turn(token: NewToken, ring: Ring) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+    """What the kernels are told of norms and rotation: settings, and cos, sin and both norms."""
+    turn, nothing = token.turn, token.query
+    overlap = _overlap(token.query.device)
+    if turn is None:
+        settings = {"NORMED": False, "ROTATED": False, "norm_eps": 0.0, "angle_stride": 0}
+        return settings | overlap, (nothing,) * 4
+    norms = (nothing if x is None else x for x in (turn.query_norm, turn.key_norm))
+    settings = {
+        "NORMED": turn.query_norm is not None,
+        "ROTATED": True,
+        "norm_eps": turn.eps,
+        "angle_stride": 0 if len(turn.cos) == 1 else turn.cos.stride(0),
+    }
+    return settings | overlap, (turn.cos, turn.sin, *norms)
+
+
+def _overlap(device: torch.device) -> dict[str, Any]:
+    if torch.compiler.is_compiling():  # it knows no such launches
+        return {"OVERLAP": False}
+    from ahn.ops.overlap import launch_options
+
+    return launch_options(device)
 
 
 def _sizes(query: Tensor, ring: Ring) -> dict[str, int]:
@@ -157,13 +207,9 @@ def _sizes(query: Tensor, ring: Ring) -> dict[str, int]:
     return {"H": heads, "G": groups, "N": slots, "DIM": dim, "PADDED": _power(dim)}
 
 
-def _per_head(heads: int, dim: int) -> tuple[int, int]:
-    return heads, _power(dim) // _columns(dim)
-
-
-def _columns(dim: int) -> int:
-    """Of a head's output, a program: small ones, since at batch 1 there are few heads."""
-    return min(32, _power(dim))
+def _columns(dim: int, most: int) -> int:
+    """Of a head's output, a program: few, since at batch 1 there are few heads."""
+    return min(most, _power(dim))
 
 
 def _row_stride(ring: Ring) -> int:

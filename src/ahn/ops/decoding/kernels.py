@@ -1,7 +1,7 @@
 """Triton kernels of one decoding step; see `ahn.ops.decoding` for the contract.
 
-Three launches a layer: the state's update and read (it needs the evicted token, so it comes
-first), attention over pieces of the slots, and the merge, which also puts the new token in place.
+Two launches a layer: the state's update and read beside attention over pieces of the slots (both
+need the evicted token, so they come first), and the merge, which puts the new token in its place.
 Shapes: B rows, H query heads, G key-value heads, N slots, K = V head size, n gates.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from ahn.ops.overlap import let_next_start, prefetch, wait_for_previous
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -25,47 +27,68 @@ def _unit(x):
 
 
 @triton.jit
-def update_state(
-    query,  # [B, H, K]
-    keys,  # [B, G, N, K]
-    values,
-    gates,  # [B, H, N, n]
-    state,  # [B, H, K, V] float32, in place
-    slot,  # [B or 1]
-    keep,  # [B or 1] bool
-    rate,  # [H], logarithm of minus the decay's rate (A_log); unused by the plain delta rule
-    dt_bias,  # [H]
-    read,  # [B, H, V] float32, out
-    query_stride_b,
-    query_stride_h,
-    slot_stride,
-    H,
-    G,
-    N,
-    query_scale: tl.constexpr,
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,  # DIM, or the next power of two
-    COLUMNS: tl.constexpr,  # of the state, a program
-    NUM_GATES: tl.constexpr,
-    RULE: tl.constexpr,  # "delta", "gated_delta" or "ssd"
-):
-    """Write the evicted token into the state, then read it with the new token's query."""
-    row, head = tl.program_id(0) // H, tl.program_id(0) % H
+def _norm_factor(x, i, mask, eps, DIM: tl.constexpr, NORMED: tl.constexpr):
+    """1 / sqrt(mean x^2 + eps) over the last axis, of heads at x; not of plain ones."""
+    factor = 1.0
+    if NORMED:
+        number = tl.load(x + i, mask, 0.0).to(tl.float32)
+        axis: tl.constexpr = len(number.shape) - 1
+        factor = tl.rsqrt(tl.sum(number * number, axis, keep_dims=True) / DIM + eps)
+    return factor
+
+
+@triton.jit
+def _head(
+    x, i, mask, factor, norm, cos, sin,
+    DIM: tl.constexpr, NORMED: tl.constexpr, ROTATED: tl.constexpr,
+):  # fmt: skip
+    """Numbers i of heads at x, normed and rotated where that is still to be done; x's dtype."""
+    number = tl.load(x + i, mask, 0.0).to(tl.float32)
+    if NORMED:
+        number *= factor * tl.load(norm + i, i < DIM, 0.0).to(tl.float32)
+    if ROTATED:
+        HALF: tl.constexpr = DIM // 2
+        other = tl.where(i < HALF, i + HALF, i - HALF)
+        partner = tl.load(x + other, mask, 0.0).to(tl.float32)
+        if NORMED:
+            partner *= factor * tl.load(norm + other, i < DIM, 0.0).to(tl.float32)
+        angle = tl.where(i < HALF, i, other)
+        number *= tl.load(cos + angle, i < DIM, 0.0).to(tl.float32)
+        partner *= tl.load(sin + angle, i < DIM, 0.0).to(tl.float32)
+        number += tl.where(i < HALF, -partner, partner)
+    return number.to(x.dtype.element_ty)
+
+
+@triton.jit
+def _update_state(
+    program, query, keys, values, gates, state, slot, keep, rate, dt_bias, cos, sin, query_norm,
+    read, query_stride_b, query_stride_h, slot_stride, H, G, N,
+    query_scale: tl.constexpr, norm_eps: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    COLUMNS: tl.constexpr, NUM_GATES: tl.constexpr, RULE: tl.constexpr, NORMED: tl.constexpr,
+    ROTATED: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Write the evicted token into COLUMNS of a head's state, then read it with the new query."""
+    parts: tl.constexpr = PADDED // COLUMNS
+    row, head = (program // parts) // H, (program // parts) % H
     place = tl.load(slot + row * slot_stride).to(tl.int64)
     kept = tl.load(keep + row * slot_stride).to(tl.float32)
     i = tl.arange(0, PADDED)
-    j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    j = (program % parts) * COLUMNS + tl.arange(0, COLUMNS)
     rows, columns = i < DIM, j < DIM
-    q = tl.load(query + row * query_stride_b + head * query_stride_h + i, rows, 0.0)
     token = ((row * G + head // (H // G)) * N + place) * DIM
     k = tl.load(keys + token + i, rows, 0.0).to(tl.float32)
     v = tl.load(values + token + j, columns, 0.0).to(tl.float32)
-    q, k = _unit(q.to(tl.float32)) * query_scale, _unit(k)
+    k = _unit(k)
     gate = gates + ((row * H + head).to(tl.int64) * N + place) * NUM_GATES
     first = tl.load(gate).to(tl.float32)
     cells = state + ((row * H + head) * DIM + i[:, None]) * DIM + j[None, :]
     both = rows[:, None] & columns[None, :]
     s = tl.load(cells, both, 0.0)
+    wait_for_previous(OVERLAP)
+    query += row * query_stride_b + head * query_stride_h
+    factor = _norm_factor(query, i, rows, norm_eps, DIM, NORMED)
+    q = _head(query, i, rows, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
+    q = _unit(q.to(tl.float32)) * query_scale
     if RULE == "ssd":
         step = kept * _softplus(first + tl.load(dt_bias + head).to(tl.float32))
         s = s * tl.exp(-tl.exp(tl.load(rate + head).to(tl.float32)) * step)
@@ -83,32 +106,15 @@ def update_state(
 
 
 @triton.jit
-def attend_pieces(
-    query,  # [B, H, K]
-    keys,  # [B, G, N, K]
-    values,
-    slot,  # [B or 1]; what is there is on its way out
-    filled,  # [B or 1]
-    largest,  # [B, H, pieces] float32, out: largest score, base 2
-    total,  # [B, H, pieces] float32, out: sum of the weights
-    weighted,  # [B, H, pieces, V] float32, out: sum of the weighted values
-    query_stride_b,
-    query_stride_h,
-    slot_stride,
-    H,
-    G,
-    N,
-    pieces,
-    per_piece,
-    scale: tl.constexpr,  # floats are constants: torch.compile would pass them in double precision
-    DIM: tl.constexpr,
-    PADDED: tl.constexpr,
-    HEADS: tl.constexpr,  # of a group, padded to what a matrix product takes
-    BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def _attend_piece(
+    program, query, keys, values, slot, filled, cos, sin, query_norm, largest, total, weighted,
+    query_stride_b, query_stride_h, slot_stride, H, G, N, pieces, per_piece,
+    scale: tl.constexpr, norm_eps: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr,
+    NORMED: tl.constexpr, ROTATED: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """Softmax of a group's queries over one piece of the slots, to be merged."""
-    piece, row, group = tl.program_id(0), tl.program_id(1) // G, tl.program_id(1) % G
+    piece, row, group = program % pieces, (program // pieces) // G, (program // pieces) % G
     shared = H // G
     place = tl.load(slot + row * slot_stride)
     first = piece * per_piece
@@ -116,10 +122,18 @@ def attend_pieces(
     h, i = tl.arange(0, HEADS), tl.arange(0, PADDED)
     heads = group * shared + h
     some = (h < shared)[:, None] & (i < DIM)[None, :]
-    q = tl.load(
-        query + row * query_stride_b + heads[:, None] * query_stride_h + i[None, :], some, 0.0
-    )
     start = (row * G + group).to(tl.int64) * N * DIM
+    if OVERLAP:  # the first slots alone, so that the pieces of many rows do not chase each other
+        LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
+        lines = tl.arange(0, BLOCK * PADDED // LINE) * LINE
+        for block in range(first, tl.minimum(last, first + AHEAD), BLOCK):
+            known = tl.minimum(block * DIM + lines, (last - 1) * DIM)
+            prefetch(keys + start + known, OVERLAP)
+            prefetch(values + start + known, OVERLAP)
+    wait_for_previous(OVERLAP)
+    query += row * query_stride_b + heads[:, None] * query_stride_h
+    factor = _norm_factor(query, i[None, :], some, norm_eps, DIM, NORMED)
+    q = _head(query, i[None, :], some, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
     top = tl.full((HEADS,), float("-inf"), tl.float32)
     sums = tl.zeros((HEADS,), tl.float32)
     out = tl.zeros((HEADS, PADDED), tl.float32)
@@ -146,14 +160,84 @@ def attend_pieces(
 
 
 @triton.jit
+def update_and_attend(
+    query,  # [B, H, K]
+    memory_query,  # [B, H, K], with which the memory is read
+    keys,  # [B, G, N, K]
+    values,
+    gates,  # [B, H, N, n]
+    state,  # [B, H, K, V] float32, in place
+    slot,  # [B or 1]; what is there is on its way out
+    filled,  # [B or 1]
+    keep,  # [B or 1] bool
+    rate,  # [H], logarithm of minus the decay's rate (A_log); unused by the plain delta rule
+    dt_bias,  # [H]
+    cos,  # [B or 1, K / 2], where queries are still to be ROTATED
+    sin,
+    query_norm,  # [K], where they are still to be NORMED
+    read,  # [B, H, V] float32, out
+    largest,  # [B, H, pieces] float32, out: largest score, base 2
+    total,  # [B, H, pieces] float32, out: sum of the weights
+    weighted,  # [B, H, pieces, V] float32, out: sum of the weighted values
+    query_stride_b,
+    query_stride_h,
+    memory_query_stride_b,
+    memory_query_stride_h,
+    slot_stride,
+    angle_stride,
+    H,
+    G,
+    N,
+    pieces,
+    per_piece,
+    updates,  # programs of the state's update; the others attend
+    scale: tl.constexpr,  # floats are constants: torch.compile would pass them in double precision
+    query_scale: tl.constexpr,
+    norm_eps: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,  # DIM, or the next power of two
+    COLUMNS: tl.constexpr,  # of the state, a program
+    NUM_GATES: tl.constexpr,  # 0 without a memory
+    RULE: tl.constexpr,  # "delta", "gated_delta" or "ssd"
+    HEADS: tl.constexpr,  # of a group, padded to what a matrix product takes
+    BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,  # slots of its piece that a program asks for before it waits
+    PRECISION: tl.constexpr,
+    NORMED: tl.constexpr,
+    ROTATED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """The state's update and read, and attention over all that is exact."""
+    program = tl.program_id(0)
+    let_next_start(OVERLAP)
+    if program < updates:
+        if NUM_GATES > 0:
+            turn = (program // (PADDED // COLUMNS)) // H * angle_stride
+            _update_state(
+                program, memory_query, keys, values, gates, state, slot, keep, rate, dt_bias,
+                cos + turn, sin + turn, query_norm, read, memory_query_stride_b,
+                memory_query_stride_h, slot_stride, H, G, N, query_scale, norm_eps, DIM, PADDED,
+                COLUMNS, NUM_GATES, RULE, NORMED, ROTATED, OVERLAP,
+            )  # fmt: skip
+    else:
+        program -= updates
+        turn = (program // pieces) // G * angle_stride
+        _attend_piece(
+            program, query, keys, values, slot, filled, cos + turn, sin + turn, query_norm,
+            largest, total, weighted, query_stride_b, query_stride_h, slot_stride, H, G, N, pieces,
+            per_piece, scale, norm_eps, DIM, PADDED, HEADS, BLOCK, AHEAD, PRECISION, NORMED,
+            ROTATED, OVERLAP,
+        )  # fmt: skip
+
+
+@triton.jit
 def _projected_read(
-    read, output_gate, norm, o_proj, row, head, j, H, eps,
+    r, read, output_gate, weight, matrix, row, head, H, eps,
     DIM: tl.constexpr, PADDED: tl.constexpr, ALL_HEADS: tl.constexpr, GATE_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """What the state gave, normalised, gated and mapped to columns j of the head's output."""
+    """What the state gave (r [V]), normalised by `weight` [V], gated, mapped by `matrix`."""
     i = tl.arange(0, PADDED)
-    r = tl.load(read + (row * H + head) * DIM + i, i < DIM, 0.0)
-    gate = tl.load(output_gate + row * H + head).to(tl.float32)
+    gate = tl.load(output_gate + head).to(tl.float32)
     gate = gate * tl.sigmoid(gate)
     if GATE_FIRST:  # one norm over all heads
         h = tl.arange(0, ALL_HEADS)
@@ -162,16 +246,12 @@ def _projected_read(
             (h < H)[:, None] & (i < DIM)[None, :],
             0.0,
         )
-        g = tl.load(output_gate + row * H + h, h < H, 0.0).to(tl.float32)
+        g = tl.load(output_gate + h, h < H, 0.0).to(tl.float32)
         every = every * (g * tl.sigmoid(g))[:, None]
         size = tl.sum(tl.sum(every * every, 1), 0) / (H * DIM)
-        weight = tl.load(norm + head * DIM + i, i < DIM, 0.0).to(tl.float32)
         r = r * gate * tl.rsqrt(size + eps) * weight
     else:
-        weight = tl.load(norm + i, i < DIM, 0.0).to(tl.float32)
         r = r * tl.rsqrt(tl.sum(r * r, 0) / DIM + eps) * weight * gate
-    both = (i < DIM)[:, None] & (j < DIM)[None, :]
-    matrix = tl.load(o_proj + (head * DIM + i[:, None]) * DIM + j[None, :], both, 0.0)
     r = r.to(matrix.dtype).to(tl.float32)
     return tl.sum(r[:, None] * matrix.to(tl.float32), 0)
 
@@ -186,6 +266,10 @@ def merge_pieces(
     values,
     gates,  # [B, H, N, n], likewise
     slot,
+    cos,  # [B or 1, K / 2]; this and the norms as in `update_and_attend`
+    sin,
+    query_norm,
+    key_norm,
     largest,
     total,
     weighted,
@@ -200,13 +284,19 @@ def merge_pieces(
     key_stride_h,
     value_stride_b,
     value_stride_h,
+    gate_stride_b,
+    gate_stride_h,
+    gate_stride_n,
+    output_gate_stride,
     slot_stride,
+    angle_stride,
     H,
     G,
     N,
     pieces,
     scale: tl.constexpr,
     eps: tl.constexpr,
+    norm_eps: tl.constexpr,
     DIM: tl.constexpr,
     PADDED: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -215,44 +305,59 @@ def merge_pieces(
     NUM_GATES: tl.constexpr,
     HAS_MEMORY: tl.constexpr,
     GATE_FIRST: tl.constexpr,
+    NORMED: tl.constexpr,
+    ROTATED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Join the pieces, the new token and the memory's read; store the new token in its slot."""
     row, head = tl.program_id(0) // H, tl.program_id(0) % H
     group = head // (H // G)
     i, p = tl.arange(0, PADDED), tl.arange(0, PIECES)
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    q = tl.load(query + row * query_stride_b + head * query_stride_h + i, i < DIM, 0.0)
-    k = tl.load(key + row * key_stride_b + group * key_stride_h + i, i < DIM, 0.0)
-    v = tl.load(value + row * value_stride_b + group * value_stride_h + j, j < DIM, 0.0)
-    own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 0) * (scale * LOG2E)
+    query += row * query_stride_b + head * query_stride_h
+    key += row * key_stride_b + group * key_stride_h
+    cos, sin = cos + row * angle_stride, sin + row * angle_stride
+    let_next_start(OVERLAP)
+    place = tl.load(slot + row * slot_stride).to(tl.int64)
+    if HAS_MEMORY:
+        first = head * DIM if GATE_FIRST else 0
+        weight = tl.load(norm + first + i, i < DIM, 0.0).to(tl.float32)
+        both = (i < DIM)[:, None] & (j < DIM)[None, :]
+        matrix = tl.load(o_proj + (head * DIM + i[:, None]) * DIM + j[None, :], both, 0.0)
+    wait_for_previous(OVERLAP)
+    # All that is read is asked for before anything is summed: sums are where programs wait.
     index = (row * H + head) * pieces + p
     tops = tl.load(largest + index, p < pieces, float("-inf"))
+    totals = tl.load(total + index, p < pieces, 0.0)
+    some = (p < pieces)[:, None] & (j < DIM)[None, :]
+    parts = tl.load(weighted + index[:, None] * DIM + j[None, :], some, 0.0)
+    v = tl.load(value + row * value_stride_b + group * value_stride_h + j, j < DIM, 0.0)
+    if HAS_MEMORY:
+        r = tl.load(read + (row * H + head) * DIM + i, i < DIM, 0.0)
+    factor = _norm_factor(query, i, i < DIM, norm_eps, DIM, NORMED)
+    q = _head(query, i, i < DIM, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
+    factor = _norm_factor(key, i, i < DIM, norm_eps, DIM, NORMED)
+    k = _head(key, i, i < DIM, factor, key_norm, cos, sin, DIM, NORMED, ROTATED)
+    own = tl.sum(q.to(tl.float32) * k.to(tl.float32), 0) * (scale * LOG2E)
     top = tl.maximum(tl.max(tops, 0), own)
     shrink = tl.exp2(tops - top)
     own = tl.exp2(own - top)
-    sums = tl.sum(tl.load(total + index, p < pieces, 0.0) * shrink, 0) + own
-    parts = tl.load(
-        weighted + index[:, None] * DIM + j[None, :],
-        (p < pieces)[:, None] & (j < DIM)[None, :],
-        0.0,
-    )
+    sums = tl.sum(totals * shrink, 0) + own
     result = (tl.sum(parts * shrink[:, None], 0) + own * v.to(tl.float32)) / sums
     if HAS_MEMORY:
         result = result.to(out.dtype.element_ty).to(tl.float32)
         result += _projected_read(
-            read, output_gate, norm, o_proj, row, head, j, H, eps,
+            r, read, output_gate + row * output_gate_stride, weight, matrix, row, head, H, eps,
             DIM, PADDED, ALL_HEADS, GATE_FIRST,
         )  # fmt: skip
     tl.store(out + (row * H + head) * DIM + j, result.to(out.dtype.element_ty), j < DIM)
-    place = tl.load(slot + row * slot_stride).to(tl.int64)
     if head % (H // G) == 0:
         token = ((row * G + group) * N + place) * DIM
-        part = tl.load(key + row * key_stride_b + group * key_stride_h + j, j < DIM, 0.0)
+        part = _head(key, j, j < DIM, factor, key_norm, cos, sin, DIM, NORMED, ROTATED)
         tl.store(keys + token + j, part, j < DIM)
         tl.store(values + token + j, v, j < DIM)
     if HAS_MEMORY and tl.program_id(1) == 0:
+        new = new_gates + row * gate_stride_b + head * gate_stride_h
+        old = gates + ((row * H + head).to(tl.int64) * N + place) * NUM_GATES
         for n in tl.static_range(NUM_GATES):
-            tl.store(
-                gates + ((row * H + head).to(tl.int64) * N + place) * NUM_GATES + n,
-                tl.load(new_gates + (row * H + head) * NUM_GATES + n),
-            )
+            tl.store(old + n, tl.load(new + n * gate_stride_n))

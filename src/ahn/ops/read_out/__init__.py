@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from ahn.ops.projection import Map
+
 __all__ = ["EPS", "FusedCell", "read_out", "why_not_fused_read_out"]
 
 EPS = 1e-5  # of the norm
@@ -24,6 +26,8 @@ class FusedCell:
             over all heads `[H V]`, before which it comes.
         o_proj: `[H, V, V]`.
         query_scale: of the normalised query.
+        gate_maps: of a token's hidden state, to its write gates in order and its output gate,
+            `[H]` each.
         rate, dt_bias: `[H]`, what a gate makes of the decay; None for the rule without one.
     """
 
@@ -31,6 +35,7 @@ class FusedCell:
     norm: Tensor
     o_proj: Tensor
     query_scale: float
+    gate_maps: tuple[Map, ...]
     rate: Tensor | None = None
     dt_bias: Tensor | None = None
 

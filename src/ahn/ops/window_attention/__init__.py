@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ahn.ops.window_attention.dense import dense_window_attention, why_not_dense
+from ahn.ops.window_attention.pieces import columns, count, joined
 from ahn.ops.window_attention.reference import blocked_window_attention
 
-__all__ = ["slot_attention", "why_not_dense", "window_attention"]
+__all__ = ["columns", "count", "slot_attention", "why_not_dense", "window_attention"]
 
 
 def window_attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | Sequence[Tensor],
+    value: Tensor | Sequence[Tensor],
     sink_key: Tensor,
     sink_value: Tensor,
     *,
@@ -31,7 +35,8 @@ def window_attention(
 
     Args:
         query: `[B, H, C, K]`.
-        key: `[B, G, T, K]`; value: `[B, G, T, V]`, with T >= C.
+        key: `[B, G, T, K]`; value: `[B, G, T, V]`, with T >= C; or each as pieces `[B, G, T_i, *]`
+            of these, in order, as they lie in a ring: dense blocks never copy the whole.
         sink_key: `[B, G, S, K]`; sink_value: `[B, G, S, V]`: the tokens at positions 0 to S - 1.
             Columns of `key` at those positions are not looked at a second time.
         start: position of the first key, one for all rows or `[B]`.
@@ -44,28 +49,28 @@ def window_attention(
     Raises:
         ValueError: T < C.
     """
-    if key.shape[2] < query.shape[2]:
+    keys, values = ([x] if isinstance(x, Tensor) else x for x in (key, value))
+    before = count(keys) - query.shape[2]
+    if before < 0:
         raise ValueError(
-            f"window_attention: expected at least {query.shape[2]} keys, got {key.shape[2]}"
+            f"window_attention: expected at least {query.shape[2]} keys, got {count(keys)}"
         )
-    if not isinstance(start, int) or why_not_dense(query, value, dropout):
-        return blocked_window_attention(
-            query, key, value, sink_key, sink_value, window, start, scale, dropout
-        )
-    new = key.shape[2] - query.shape[2]
-    count = min(max(0, sink_key.shape[2] - start - new), query.shape[2])
+    reference = partial(
+        blocked_window_attention,
+        sink_key=sink_key, sink_value=sink_value,
+        window=window, start=start, scale=scale, dropout=dropout,
+    )  # fmt: skip
+    if not isinstance(start, int) or why_not_dense(query, values[0], dropout):
+        return reference(query, joined(keys), joined(values))
+    known = min(max(0, sink_key.shape[2] - start - before), query.shape[2])
     parts = []  # queries that are sinks themselves come in a text's first chunk alone
-    if count:
-        known = (query[:, :, :count], key[:, :, : new + count], value[:, :, : new + count])
-        parts.append(
-            blocked_window_attention(*known, sink_key, sink_value, window, start, scale, dropout)
-        )
-    if count < query.shape[2]:
-        rest = query[:, :, count:]
-        parts.append(
-            dense_window_attention(rest, key, value, sink_key, sink_value, window, start, scale)
-        )
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    if known:
+        key, value = (joined(columns(x, 0, before + known)) for x in (keys, values))
+        parts.append(reference(query[:, :, :known], key, value))
+    if known < query.shape[2]:
+        rest = (query[:, :, known:], keys, values, sink_key, sink_value)
+        parts.append(dense_window_attention(*rest, window, start, scale))
+    return joined(parts)
 
 
 def slot_attention(

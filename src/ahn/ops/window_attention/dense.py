@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ahn.ops.window_attention.pieces import columns, count, joined
 
 TESTED_TORCH = (2, 11)  # from here on the operator takes grouped heads
 LARGEST_DIM = 128
@@ -28,10 +32,17 @@ def why_not_dense(query: Tensor, value: Tensor, dropout: float) -> str | None:
     return None
 
 
+class Part(NamedTuple):
+    """Attention of some queries over some of their keys."""
+
+    out: Tensor  # [B, H, C, V]
+    lse: Tensor  # [B, H, C], log-sum-exp of the scores, float32
+
+
 def dense_window_attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
     sink_key: Tensor,
     sink_value: Tensor,
     window: int,
@@ -40,64 +51,64 @@ def dense_window_attention(
 ) -> Tensor:
     """See `ahn.ops.window_attention`; every query is past the sinks.
 
-    A block of C queries sees a band of keys: a triangle that its first queries lose one by one
-    (`left`), the keys that all of it sees, sinks before them (`shared`), and itself (`right`).
+    A block of C queries sees a band of keys: itself (`near`), what all of it sees, sinks with it
+    (`shared`), and a triangle that its first queries lose one by one (`far`).
     Only the two triangles compute scores that are thrown away, and cuDNN skips most of those.
     """
+    sinks, tokens = (sink_key, sink_value), (keys, values)
     doubled = max(0, sink_key.shape[2] - start)  # columns that are sinks as well
-    key, value = key[:, :, doubled:], value[:, :, doubled:]
-    before = key.shape[2] - query.shape[2]
+    before = count(keys) - query.shape[2]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     outputs = []
     for block in query.split(window, dim=2):
-        size = block.shape[2]
-        near = slice(before, before + size)
-        shared = slice(max(0, before + size - window), before)
-        far = slice(max(0, before + 1 - window), shared.start)
-        out, lse = attend(block, key[:, :, near], value[:, :, near], True, scale)
-        keys = torch.cat([sink_key, key[:, :, shared]], 2)
-        if keys.shape[2]:
-            values = torch.cat([sink_value, value[:, :, shared]], 2)
-            join(out, lse, *attend(block, keys, values, False, scale))
-        if far.start < far.stop:
-            # Backwards in queries and keys the left triangle is a causal one. Its last query is
-            # the first to see nothing there.
-            last, first_keys, first_values = (
-                x.flip(2) for x in (block[:, :, :-1], key[:, :, far], value[:, :, far])
+        after = before + block.shape[2]
+        low, lowest = (max(doubled, x) for x in (after - window, before + 1 - window))
+        own = [columns(x, before, after) for x in tokens]
+        known = [
+            columns([s], 0, s.shape[2]) + columns(x, low, before) for s, x in zip(sinks, tokens)
+        ]
+        lost = [columns(x, lowest, low) for x in tokens]
+        near = attend(block, joined(own[0]), joined(own[1]), True, scale)
+        shared = far = None
+        if known[0]:
+            shared = attend(block, joined(known[0]), joined(known[1]), False, scale)
+        if lost[0]:
+            # Backwards in queries and keys this triangle is a causal one. Its last query is the
+            # first to see nothing there.
+            first, key, value = (
+                x.flip(2) for x in (block[:, :, :-1], joined(lost[0]), joined(lost[1]))
             )
-            part = attend(last, first_keys, first_values, True, scale)
-            join(out, lse, *part, is_reversed=True)
-        outputs.append(out)
-        before += size
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+            far = attend(first, key, value, True, scale)
+        outputs.append(join(near, shared, far))
+        before = after
+    return joined(outputs)
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention `[B, H, C, V]` and log-sum-exp `[B, H, C]`; causal is j <= i from the first on."""
+def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> Part:
+    """Attention of `[B, H, C, K]` over `[B, G, N, *]`; causal is j <= i from the first on."""
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         query, key, value, None, True, 0.0, is_causal, False, scale=scale
     )
-    return out, lse.reshape(out.shape[:3])
+    return Part(out, lse.reshape(out.shape[:3]))
 
 
-def join(
-    out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, is_reversed: bool = False
-) -> None:
-    """Merge attention over other keys into `out` and `lse`, in place.
+def join(near: Part, shared: Part | None, far: Part | None) -> Tensor:
+    """Attention over the keys of all parts, `[B, H, C, V]`, written into `near`.
 
     Args:
-        out, part: `[B, H, C, V]` and `[B, H, P, V]`, P <= C: of the first P queries.
-        lse, part_lse: `[B, H, C]`, `[B, H, P]`, float32.
-        is_reversed: the part's queries are in reverse order.
+        far: of the first P <= C queries, in reverse order.
     """
     from ahn.ops.window_attention.join import join_kernel
 
-    batch, heads, rows, dim = part.shape
+    if shared is None and far is None:
+        return near.out
+    batch, heads, rows, dim = near.out.shape
+    tensors = [x for part in (near, shared or near, far or near) for x in part]
+    strides = [stride for x in tensors for stride in x.stride()[:3]]
     block = 32
     join_kernel[(-(-rows // block), batch * heads)](
-        out, lse, part, part_lse, heads, rows, *out.stride()[:3], *lse.stride()[:3],
-        *part.stride()[:3], *part_lse.stride()[:3],
-        IS_REVERSED=is_reversed, BLOCK=block, DIM=dim, PADDED=1 << (dim - 1).bit_length(),
+        *tensors, *strides, heads, rows, 0 if far is None else far.out.shape[2],
+        HAS_SHARED=shared is not None, HAS_FAR=far is not None,
+        BLOCK=block, DIM=dim, PADDED=1 << (dim - 1).bit_length(),
     )  # fmt: skip
+    return near.out

@@ -1,0 +1,144 @@
+"""Linear maps of a decoding step, with the norm before and the sum after: a kernel each.
+
+All take one token of every row, `[B, D]`, and weights where they are: nothing is concatenated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
+
+# For one input: rows of a weight that a program maps, and numbers of a row it reads together.
+FORMS = {"maps": (4, 1024), "head": (8, 1024), "gated": (2, 1024), "added": (2, 1024)}
+BATCH = 128  # the most inputs a program maps at once
+MANY = 2**15  # outputs: the size of a head over the vocabulary
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMSNorm: x / sqrt(mean x^2 + eps), times the weight `[D]`."""
+
+    weight: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Map:
+    """x -> weight x + bias, weight `[R, D]` and contiguous, bias `[R]` or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool = False) -> Tensor:
+    """The maps' outputs of the normed x side by side, `[B, sum of R]`.
+
+    `starts_chain` says that what came before is to have ended, see `ahn.ops.overlap`.
+    """
+    sizes = [len(one.weight) for one in maps]
+    out = x.new_empty(len(x), sum(sizes))
+    if len(x) == 1:
+        form = "head" if sum(sizes) > MANY else "maps"
+        _run_vector(x, maps, out, form, norm=norm, starts_chain=starts_chain)
+    elif len(maps) == 1 and sum(sizes) > MANY:  # a head: the library's product is the better one
+        normed = F.rms_norm(x, x.shape[1:], norm.weight, norm.eps)
+        return F.linear(normed, maps[0].weight, maps[0].bias)
+    else:
+        _run_rows(x, maps, out, norm, starts_chain=starts_chain)
+    return out
+
+
+def gated(x: Tensor, norm: Norm, gate: Map, up: Map) -> Tensor:
+    """silu(gate x) * (up x) of the normed x, `[B, R]`; the two maps have no bias."""
+    out = x.new_empty(len(x), len(gate.weight))
+    if len(x) == 1:
+        _run_vector(x, [gate], out, "gated", norm=norm, second=up.weight)
+    else:
+        _run_rows(x, [gate], out, norm, second=up.weight)
+    return out
+
+
+def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
+    """residual `[B, R]` + linear x."""
+    if len(x) > 1:
+        out = torch.addmm(residual, x, linear.weight.t())
+        return out if linear.bias is None else out.add_(linear.bias)
+    out = torch.empty_like(residual)
+    _run_vector(x, [linear], out, "added", residual=residual)
+    return out
+
+
+def _run_vector(
+    x: Tensor,
+    maps: Sequence[Map],
+    out: Tensor,
+    form: str,
+    *,
+    norm: Norm | None = None,
+    second: Tensor | None = None,
+    residual: Tensor | None = None,
+    starts_chain: bool = False,
+) -> None:
+    from ahn.ops.overlap import launch_options
+    from ahn.ops.projection.kernels import map_vector
+
+    rows, block = FORMS[form]
+    blocks, places = _places(maps, rows)
+    map_vector[(blocks,)](
+        x, x if norm is None else norm.weight, *_tensors(maps),
+        x if second is None else second, x if residual is None else residual, out,
+        eps=0.0 if norm is None else norm.eps, D=x.shape[1], ROWS=rows,
+        BLOCK=min(block, 1 << (x.shape[1] - 1).bit_length()),
+        NORMED=norm is not None, PAIRED=second is not None, ADDED=residual is not None,
+        **places, **launch_options(x.device, starts_chain),
+    )  # fmt: skip
+
+
+def _run_rows(
+    x: Tensor,
+    maps: Sequence[Map],
+    out: Tensor,
+    norm: Norm,
+    second: Tensor | None = None,
+    starts_chain: bool = False,
+) -> None:
+    from ahn.ops.overlap import launch_options
+    from ahn.ops.projection.kernels import map_rows
+
+    batch = min(BATCH, max(16, 1 << (len(x) - 1).bit_length()))
+    rows = 16 if second is None else 32
+    blocks, places = _places(maps, rows)
+    map_rows[(blocks, -(-len(x) // batch))](
+        x, norm.weight, *_tensors(maps), x if second is None else second, out, len(x),
+        eps=norm.eps, D=x.shape[1], OUT=out.shape[1], ROWS=rows,
+        BLOCK=128 if batch < BATCH and x.element_size() == 2 else 64, BATCH=batch,
+        PAIRED=second is not None, PRECISION="ieee" if x.element_size() == 4 else "tf32",
+        num_warps=4 if batch < BATCH else 8,
+        **places, **launch_options(x.device, starts_chain),
+    )  # fmt: skip
+
+
+def _tensors(maps: Sequence[Map]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    weights = tuple(one.weight for one in maps)
+    return weights, tuple(one.weight if one.bias is None else one.bias for one in maps)
+
+
+def _places(maps: Sequence[Map], rows: int) -> tuple[int, dict[str, Any]]:
+    """The number of programs, and where each map's programs and outputs are among all."""
+    sizes = tuple(len(one.weight) for one in maps)
+    *firsts, blocks = accumulate((-(-size // rows) for size in sizes), initial=0)
+    return blocks, {
+        "first_blocks": tuple(firsts),
+        "sizes": sizes,
+        "columns": tuple(accumulate(sizes[:-1], initial=0)),
+        "has_bias": tuple(int(one.bias is not None) for one in maps),
+        "COUNT": len(maps),
+    }

@@ -1,0 +1,158 @@
+"""Triton kernels of linear maps of one token a row; see `ahn.ops.projection` for the contract.
+
+A decoding step reads every weight once, so these kernels are measured by bytes: a program's first
+weights are on their way before the previous kernel has ended.
+Shapes: B rows, D input size, R output size; maps are tuples, one entry each.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ahn.ops.overlap import let_next_start, wait_for_previous
+
+
+@triton.jit
+def _silu(x):
+    return x * tl.sigmoid(x)
+
+
+@triton.jit
+def _choose(
+    block, weights, biases, first_blocks: tl.constexpr, sizes: tl.constexpr, columns: tl.constexpr,
+    has_bias: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """The map a program works on: weight, bias, its first block, size, column of the output."""
+    weight, bias = weights[0], biases[0]
+    first, size, column, biased = 0, sizes[0], 0, has_bias[0]
+    for n in tl.static_range(1, COUNT):
+        if block >= first_blocks[n]:
+            weight, bias = weights[n], biases[n]
+            first, size, column, biased = first_blocks[n], sizes[n], columns[n], has_bias[n]
+    return weight, bias, first, size, column, biased
+
+
+@triton.jit
+def map_vector(
+    x,  # [1, D]
+    norm,  # [D]; nothing is read where the map is not NORMED
+    weights,  # [R_n, D]
+    biases,  # [R_n]
+    second,  # [R, D], the other weight of a PAIRED map
+    residual,  # [1, R] of an ADDED one
+    out,  # [1, sum of R_n]
+    first_blocks: tl.constexpr,  # of each map, in programs
+    sizes: tl.constexpr,
+    columns: tl.constexpr,
+    has_bias: tl.constexpr,
+    eps: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COUNT: tl.constexpr,
+    NORMED: tl.constexpr,
+    PAIRED: tl.constexpr,
+    ADDED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """ROWS numbers of the output, each the product of a weight's row and the only input."""
+    weight, bias, first, size, column, biased = _choose(
+        tl.program_id(0), weights, biases, first_blocks, sizes, columns, has_bias, COUNT
+    )
+    r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    inside = r < size
+    place = r[:, None] * D + i[None, :]
+    some = inside[:, None] & (i < D)[None, :]
+    let_next_start(OVERLAP)
+    w = tl.load(weight + place, some, 0.0)
+    if PAIRED:
+        other = tl.load(second + place, some, 0.0)
+    wait_for_previous(OVERLAP)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    total_other = tl.zeros((ROWS, BLOCK), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for start in tl.static_range(0, D, BLOCK):
+        known = start + i < D
+        part = tl.load(x + start + i, known, 0.0).to(tl.float32)
+        if NORMED:
+            squares += part * part
+            part = part * tl.load(norm + start + i, known, 0.0).to(tl.float32)
+        total += w.to(tl.float32) * part[None, :]
+        if PAIRED:
+            total_other += other.to(tl.float32) * part[None, :]
+        if start + BLOCK < D:
+            some = inside[:, None] & (start + BLOCK + i < D)[None, :]
+            w = tl.load(weight + place + start + BLOCK, some, 0.0)
+            if PAIRED:
+                other = tl.load(second + place + start + BLOCK, some, 0.0)
+    result, factor = tl.sum(total, 1), 1.0
+    if NORMED:
+        factor = tl.rsqrt(tl.sum(squares, 0) / D + eps)
+        result = result * factor
+    if PAIRED:
+        result = _silu(result) * (tl.sum(total_other, 1) * factor)
+    result += tl.load(bias + r, inside & (biased != 0), 0.0).to(tl.float32)
+    if ADDED:
+        result += tl.load(residual + r, inside, 0.0).to(tl.float32)
+    tl.store(out + column + r, result.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def map_rows(
+    x,  # [B, D]
+    norm,  # [D]
+    weights,  # [R_n, D]
+    biases,  # [R_n]
+    second,  # [R, D], the other weight of a PAIRED map
+    out,  # [B, sum of R_n]
+    batch,
+    first_blocks: tl.constexpr,
+    sizes: tl.constexpr,
+    columns: tl.constexpr,
+    has_bias: tl.constexpr,
+    eps: tl.constexpr,
+    D: tl.constexpr,
+    OUT: tl.constexpr,  # size of a row of the output
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BATCH: tl.constexpr,
+    COUNT: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """As a NORMED `map_vector`, for BATCH inputs at a time by matrix products."""
+    weight, bias, first, size, column, biased = _choose(
+        tl.program_id(0), weights, biases, first_blocks, sizes, columns, has_bias, COUNT
+    )
+    r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    b = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
+    let_next_start(OVERLAP)
+    wait_for_previous(OVERLAP)
+    squares = tl.zeros((BATCH,), tl.float32)
+    for start in range(0, D, BLOCK):
+        known = (b < batch)[:, None] & (start + i < D)[None, :]
+        part = tl.load(x + b[:, None] * D + start + i[None, :], known, 0.0).to(tl.float32)
+        squares += tl.sum(part * part, 1)
+    factor = tl.rsqrt(squares / D + eps)
+    total = tl.zeros((BATCH, ROWS), tl.float32)
+    total_other = tl.zeros((BATCH, ROWS), tl.float32)
+    for start in range(0, D, BLOCK):
+        known = (b < batch)[:, None] & (start + i < D)[None, :]
+        part = tl.load(x + b[:, None] * D + start + i[None, :], known, 0.0).to(tl.float32)
+        scale = tl.load(norm + start + i, start + i < D, 0.0).to(tl.float32)
+        part = (part * factor[:, None] * scale[None, :]).to(x.dtype.element_ty)
+        some = (r < size)[None, :] & (start + i < D)[:, None]
+        place = r[None, :] * D + start + i[:, None]
+        w = tl.load(weight + place, some, 0.0)
+        total = tl.dot(part, w, total, input_precision=PRECISION)
+        if PAIRED:
+            other = tl.load(second + place, some, 0.0)
+            total_other = tl.dot(part, other, total_other, input_precision=PRECISION)
+    if PAIRED:
+        total = _silu(total) * total_other
+    shift = tl.load(bias + r, (r < size) & (biased != 0), 0.0).to(tl.float32)
+    total += shift[None, :]
+    inside = (b < batch)[:, None] & (r < size)[None, :]
+    tl.store(out + b[:, None] * OUT + column + r[None, :], total.to(out.dtype.element_ty), inside)
