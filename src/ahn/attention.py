@@ -14,9 +14,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ahn.beside import beside
 from ahn.cache_layer import Pieces, gather_rows
-from ahn.calls import FULL, AllKept, LayerCall, LazyMask
+from ahn.calls import FULL, POOLED, AllKept, LayerCall, LazyMask
 from ahn.decoding import decode_one_token
 from ahn.eviction import Evicted, leaving, merge, remember
+from ahn.ops.pooled_attention import pooled_window_attention
 from ahn.ops.window_attention import count, why_not_dense, window_attention
 
 Document = Callable[[Tensor, Tensor, Tensor, LayerCall], Tensor]
@@ -56,7 +57,7 @@ def ahn_attention(
         return _base_function(module)(module, query, key, value, mask, **options)
 
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
-    if ahn.ends:
+    if ahn.ends and ahn.step.mode not in POOLED:  # a pool is made by its own attention
         _keep(module, query, key, value, ahn)
         raise AllKept
     if ahn.step.mode == FULL or ahn.memory is None:
@@ -123,12 +124,15 @@ def _many_tokens(
     """A chunk: the cached window and the new tokens in order; the oldest leave."""
     keys, values, first, evicted = _in_order(query, key, value, call)
     start: int | Tensor = first - call.step.max_padding
-    if call.step.padding is not None and start < call.step.num_sinks:
-        start = call.positions(first, 1)[:, 0]  # rows differ in what is a sink, and what padding
+    is_pooled = call.step.mode in POOLED
+    if call.step.padding is not None and (start < call.step.num_sinks or is_pooled):
+        # Rows differ in what is a sink, what padding, and what is pooled with what.
+        start = call.positions(first, 1)[:, 0]
     state = None if call.cache is None else call.cache.recurrent_state
     with beside(query.device) as wait:
         read, gates = remember(module, query, evicted, call)
-    out = window_attention(
+    attend = partial(_pooled, call) if is_pooled else window_attention
+    out = attend(
         query, keys, values, *_sinks(key, value, call),
         window=call.step.window, start=start, scale=scaling, dropout=dropout,
     )  # fmt: skip
@@ -164,6 +168,25 @@ def _in_order(
     first = call.seen + query.shape[2] - count(keys)
     number = max(0, count(keys) - call.step.window)
     return keys, values, first, leaving(keys, values, past_gates, number, first, call)
+
+
+def _pooled(
+    call: LayerCall,
+    query: Tensor,
+    keys: Pieces,
+    values: Pieces,
+    sink_key: Tensor,
+    sink_value: Tensor,
+    **rest: Any,
+) -> Tensor:
+    """`window_attention` over a pool of what has left as well, that takes the memory's place."""
+    pool = None if call.cache is None else call.cache.recurrent_state
+    tokens = (torch.cat(keys, 2), torch.cat(values, 2), sink_key, sink_value)
+    pooling = POOLED[call.step.mode]
+    out, pool = pooled_window_attention(query, *tokens, pool=pool, pooling=pooling, **rest)
+    if call.cache is not None:
+        call.cache.set_state(pool)
+    return out
 
 
 def _sinks(key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]:

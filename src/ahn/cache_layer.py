@@ -24,7 +24,8 @@ class AHNCacheLayer(CacheLayerMixin):
     A token at position p (real tokens of its row counted from 0) lives in slot p if it is a
     sink, else in slot S + (p - S) % W of `keys` and `values` `[B, G, S + W, K]`. So up to the
     budget slots are in order, and the slot a new token takes is that of the token it evicts.
-    `gates` `[B, H, S + W, n]` has the same slots; `recurrent_state` is `[B, H, K, V]`, float32.
+    `gates` `[B, H, S + W, n]` has the same slots; `recurrent_state` is `[B, H, K, V]`,
+    float32; where a pool takes the memory's place it is that, `[B, G, P, K + V]`.
     """
 
     is_sliding = True  # so that masks are sized by the full-attention layers, where there are any

@@ -12,8 +12,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ahn.cache_layer import AHNCacheLayer, slot_of
 from ahn.memory import Memory, PositionRouter
+from ahn.ops.pooled_attention import POOLINGS
 
 FULL, WINDOW, MEMORY = "full", "window", "memory"  # what a layer's queries look at
+POOLED = {f"compressive-{pooling}": pooling for pooling in POOLINGS}  # window and a pool
 
 
 @dataclass(frozen=True)

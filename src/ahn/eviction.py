@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ahn.calls import WINDOW, LayerCall
+from ahn.calls import MEMORY, LayerCall
 from ahn.ops.moving import joined
 from ahn.ops.window_attention import columns
 
@@ -57,7 +57,7 @@ def remember(
     module: Any, query: Tensor, evicted: Evicted, call: LayerCall
 ) -> tuple[Tensor | None, Tensor | None]:
     """Write what leaves, let the last queries read it; also the new tokens' gates."""
-    if call.step.mode == WINDOW or call.memory is None:
+    if call.step.mode != MEMORY or call.memory is None:
         return None, None
     count = evicted.key.shape[2]
     read, state, gates = call.memory(

@@ -127,10 +127,12 @@ def write_run(folder, method, accuracies, ahn_config):
         evidence |= {"needs_all": False, "tokens": 40}
         scores = {"acc": accuracy, "recall": 0.0, "nats": 1.0}
         needles.append({"doc_id": index, "doc": doc, "scores": scores, "evidence": evidence,
-                        "skipped": False})  # fmt: skip
+                        "skipped": False, "empty": False})  # fmt: skip
         qa.append({"doc_id": index, "doc": {}, "scores": {"score": accuracy / 10}, "evidence": None,
-                   "skipped": False})  # fmt: skip
-    qa.append({"doc_id": 9, "doc": {}, "scores": {}, "evidence": None, "skipped": True})
+                   "skipped": False, "empty": False})  # fmt: skip
+    qa.append(
+        {"doc_id": 9, "doc": {}, "scores": {}, "evidence": None, "skipped": True, "empty": True}
+    )
     for task, records in (("ahn_needle", needles), ("infinitebench_longbook_qa_en", qa)):
         text = "".join(json.dumps(record) + "\n" for record in records)
         (path / "samples" / f"{task}.jsonl").write_text(text)

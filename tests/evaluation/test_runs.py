@@ -20,6 +20,7 @@ from ahn.evaluation.runs import Grid, Suite, evaluate_grid
 
 KILLS = int(os.environ.get("AHN_KILLS", "3"))  # interruptions of the law below
 TEXT = "\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(400))
+NO_DEVICE = "cuda:99" if torch.cuda.is_available() else "cuda"
 fork = multiprocessing.get_context("fork")
 
 
@@ -90,7 +91,7 @@ def in_child(*arguments, environment=()):
 
 @pytest.mark.filterwarnings("ignore")
 def test_killed_at_random_moments_and_started_again_the_scores_are_the_same(folder, tmp_path):
-    what = grid(folder), suite(folder)
+    what = grid(folder, ("ahn", "window", "full", "compressive-max")), suite(folder)
     started = time.perf_counter()
     reference = in_child(*what, tmp_path / "whole")
     reference.join()
@@ -114,7 +115,9 @@ def test_killed_at_random_moments_and_started_again_the_scores_are_the_same(fold
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_are_one(folder, tmp_path):
-    what = grid(folder, methods=("ahn", "full")), suite(folder)
+    names = ("needle", "ppl", "niah_single_1")  # scored, streamed, generated
+    asked = suite(folder, *names, lengths=(600, 900), samples=3)
+    what = grid(folder, methods=("ahn", "full", "compressive-avg")), asked
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731",
               "ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
     children = [in_child(*what, tmp_path / "one")] + [
@@ -132,7 +135,11 @@ def test_two_processes_are_one(folder, tmp_path):
     assert done["processes"] == 2
     for rank in (0, 1):
         assert (tmp_path / "two" / "full" / f"responses_rank{rank}.db").is_file()
-    assert_same(results(tmp_path / "two"), results(tmp_path / "one"))
+    found = results(tmp_path / "two")
+    assert_same(found, results(tmp_path / "one"))
+    assert all(
+        set(tasks) == {"ahn_needle", "ahn_ppl", "niah_single_1"} for tasks in found[0].values()
+    )
 
 
 def test_what_needs_no_memory_runs_once(folder):
@@ -187,6 +194,8 @@ def test_the_command_goes_on_and_refuses_another_question(folder, tmp_path):
     ("arguments", "message"),
     [
         (["--methods", "half"], "method: expected one of ahn, full, window"),
+        (["--device", NO_DEVICE], "device: expected one that PyTorch can use, got"),
+        (["--max-length", "0"], "--max-length: expected an integer >= 1, got '0'"),
         (["--lengths", "x"], "--lengths: expected numbers >= 2 with commas, got 'x'"),
         (["--data", "nowhere"], "data: expected a task that reads a data set"),
         (["ahn_nothing"], "task: expected one of needle, ppl"),

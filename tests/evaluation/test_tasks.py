@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from types import SimpleNamespace
 
@@ -72,7 +73,7 @@ def test_scores_of_a_needle_by_hand():
 
 def test_stretches_add_up_to_the_whole(folder):
     options = {"texts": [str(folder / "text.py")], "pretrained": str(folder)}
-    stretches = list(ppl.dataset(length=1000, **options)["test"])
+    stretches = list(ppl.dataset(length=1000, documents=1, **options)["test"])
     assert len(stretches) > 4
     whole = "".join(stretch["continuation"] for stretch in stretches)
     assert TEXT.startswith(whole)
@@ -92,6 +93,51 @@ def test_stretches_add_up_to_the_whole(folder):
     assert sum(nats for nats, _ in scores) == pytest.approx(total, rel=1e-5)
     nats, size = ppl.process_results(stretches[0], [scores[0]])["nats_per_token"]
     assert (nats, size) == (-scores[0][0], stretches[0]["last"])
+
+
+def test_documents_are_the_first_of_each_text_then_the_second(folder):
+    (folder / "short.py").write_text(TEXT[: len(TEXT) // 4])
+    options = {"texts": [str(folder / "text.py"), str(folder / "short.py")]}
+    found = list(ppl.dataset(length=1000, documents=9, pretrained=str(folder), **options)["test"])
+    texts = {}
+    for stretch in found:
+        texts[stretch["document"]] = texts.get(stretch["document"], "") + stretch["continuation"]
+    names = ["text.py", "short.py", *(f"text.py, {i}" for i in range(2, len(texts)))]
+    assert list(texts) == names and len(names) > 3
+    rest, whole = TEXT, [text for name, text in texts.items() if name.startswith("text.py")]
+    for text in whole:  # one after the other, each from the beginning of a line
+        at = rest.index(text)
+        assert rest[:at].count("\n") <= 1 and (not at or rest[at - 1] == "\n")
+        rest = rest[at + len(text) :]
+    assert len(rest) < 1.5 * len(text)
+    for text in texts.values():
+        assert len(token_starts(standin.tokenizer(), text)) in (998, 999, 1000)
+
+
+def test_pg19_from_files_of_its_own(tmp_path):
+    for number, text in (("10", "ten"), ("9", "nine")):
+        (tmp_path / "pg19" / "test").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pg19" / "test" / f"{number}.txt").write_text(text)
+    assert list(named_texts(["pg19"], str(tmp_path))) == [("pg19/10", "ten"), ("pg19/9", "nine")]
+    (tmp_path / "flat" / "pg19").mkdir(parents=True)
+    with pytest.raises(ValueError, match="expected PG19's text files, got none"):
+        list(named_texts(["pg19"], str(tmp_path / "flat")))
+    (tmp_path / "flat" / "pg19" / "1.txt").write_text("one")
+    assert list(named_texts(["pg19"], str(tmp_path / "flat"))) == [("pg19/1", "one")]
+
+
+def test_pg19_is_streamed_from_the_hub_no_further_than_asked(folder, monkeypatch):
+    def rows(name, split, streaming):
+        assert (name, split, streaming) == ("emozilla/pg19", "test", True)
+        yield from ({"text": TEXT} for _ in range(2))
+        raise AssertionError("read on")
+
+    monkeypatch.setattr("datasets.load_dataset", rows)
+    options = {"texts": ["pg19"], "pretrained": str(folder), "length": 300, "documents": 2}
+    assert {s["document"] for s in ppl.dataset(**options)["test"]} == {"pg19/0", "pg19/1"}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: iter([{"content": TEXT}]))
+    with pytest.raises(ValueError, match="pg19: expected emozilla/pg19 on the hub, got: 'text'"):
+        ppl.dataset(**options)
 
 
 def test_both_run_in_lm_eval(folder):
@@ -119,7 +165,7 @@ def test_texts_by_name(tmp_path):
 
 @pytest.mark.parametrize("task", [needle, ppl])
 def test_default_texts_are_none_the_embedded_model_was_trained_on(task):
-    for name in task.dataset.__defaults__[-3]:
+    for name in inspect.signature(task.dataset).parameters["texts"].default:
         assert name.removeprefix(STDLIB) in HELD_OUT
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import ahn
+from ahn.attach import compressive
 from ahn.generation import load_session, prefill, save_session
+from ahn.ops.pooled_attention import POOLINGS
 from models import (
     WINDOW,
     assert_close,
@@ -64,6 +66,24 @@ def test_chunks_and_tokens_equal_one_shot(cell):
     expected = one_shot(model, ids)
     for chunks in ([LENGTH], [1] * LENGTH, pieces(LENGTH, 7), pieces(LENGTH, 64)):
         assert_close(read(model, ids, chunks), expected, ROUNDING, f"chunks {chunks}")
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@torch.no_grad()
+def test_a_pool_in_the_memorys_place_is_that_of_a_cpu(pooling):
+    model, ids = new_model("Qwen3", "DeltaNet"), random_ids(LENGTH, batch=2)
+    rows, padded, mask = left_padded((LENGTH, 41, 3))
+    with compressive(model, pooling):
+        expected, alone = one_shot(model, ids), [one_shot(model, row)[0] for row in rows]
+        model.to(DEVICE)
+        for chunks in ([LENGTH], [1] * LENGTH, pieces(LENGTH, 7)):
+            found = read(model, ids.to(DEVICE), chunks).cpu()
+            assert_close(found, expected, ROUNDING, f"chunks {chunks}")
+        found = read(model, padded.to(DEVICE), pieces(LENGTH, 32), mask=mask.to(DEVICE)).cpu()
+        for row, logits in zip(alone, found):
+            assert_close(logits[-len(row) :], row, ROUNDING)
+        half = read(model.bfloat16(), padded.to(DEVICE), [100, 50], mask=mask.to(DEVICE))
+        assert half.isfinite().all()
 
 
 @over_cells

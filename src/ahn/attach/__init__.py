@@ -21,7 +21,7 @@ from ahn.attach.install import install, of_model, uninstall
 from ahn.attach.liger import drop_liger, use_liger, uses_liger
 from ahn.attach.step import Step
 from ahn.attach.support import UnsupportedModel, check_supported
-from ahn.calls import FULL, WINDOW
+from ahn.calls import FULL, POOLED, WINDOW
 from ahn.config import AHNConfig
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "attach",
     "attached_classes",
     "attached_config",
+    "compressive",
     "detach",
     "disabled",
     "drop_liger",
@@ -105,6 +106,21 @@ def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 def memory_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Within the context the model has sinks and window alone, nothing is written or read."""
     with _mode(model, WINDOW):
+        yield model
+
+
+@contextmanager
+def compressive(model: PreTrainedModel, pooling: str) -> Iterator[PreTrainedModel]:
+    """Within the context the model is a Compressive Transformer (arXiv 1911.05507).
+
+    The baseline of arXiv 2510.07318: what leaves the window is pooled 4 to 1, `pooling` `max` or
+    `avg`, into a first in, first out pool of the bytes of the memory's state; see
+    `ahn.ops.pooled_attention`. Raises ValueError for another pooling.
+    """
+    mode = next((mode for mode, known in POOLED.items() if known == pooling), None)
+    if mode is None:
+        raise ValueError(f"pooling: expected one of {', '.join(POOLED.values())}, got {pooling!r}")
+    with _mode(model, mode):
         yield model
 
 

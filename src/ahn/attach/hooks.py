@@ -14,7 +14,7 @@ from ahn.attach.inputs import packed_documents, row_padding
 from ahn.attention import NAME
 from ahn.cache import AHNCache
 from ahn.cache_layer import AHNCacheLayer
-from ahn.calls import FULL, MEMORY, Decoding, LayerCall, Pass
+from ahn.calls import FULL, MEMORY, POOLED, Decoding, LayerCall, Pass
 from ahn.config import AHNConfig
 from ahn.memory import Memory, PositionRouter
 
@@ -78,7 +78,8 @@ class DecoderHook:
     """Before the decoder: settle once a forward what its layers share.
 
     Three keywords of a forward override the attached settings for that call, without a cache
-    of other settings: `ahn_mode` (`full`, `window` or `memory`), `ahn_window`, `ahn_sinks`.
+    of other settings: `ahn_mode` (`full`, `window`, `memory` or one of `ahn.calls.POOLED`),
+    `ahn_window`, `ahn_sinks`.
     A fourth, `ahn_position` `[B]`, says on the device where one new token of every row goes; the
     host's counters are then the caller's (`AHNCache.advance`), so the forward can be captured.
     A fifth, `ahn_keeps_alone`, ends the forward as `ahn.attach.reading.read` expects it.
@@ -170,12 +171,14 @@ class DecoderHook:
 
 def _can_decode(config: AHNConfig, step: Pass, seen: int) -> bool:
     """Whether one new token may go through the cache's slots: every row has begun, and bounded."""
-    begun = 0 < seen >= step.max_padding
+    begun = 0 < seen >= step.max_padding and step.mode not in POOLED
     return begun and not config.full_attention_layers and not torch.is_grad_enabled()
 
 
 def _placed(kwargs: dict[str, Any], step: Pass, position: Tensor) -> Pass:
     """One new token a row at a position that only the device knows."""
+    if step.mode in POOLED:
+        raise ValueError(f"ahn_position: expected the memory or the window alone, got {step.mode}")
     _settle_inputs(kwargs, position)
     return replace(
         step, decoding=Decoding.at(position, step.window, step.num_sinks, limit=step.budget)

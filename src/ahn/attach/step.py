@@ -15,7 +15,7 @@ from ahn.attach.install import of_model
 from ahn.attach.reading import read
 from ahn.cache import AHNCache
 from ahn.cache_layer import BATCHED
-from ahn.calls import FULL
+from ahn.calls import MEMORY, WINDOW
 
 STEPS = ("auto", "eager", "graph", "fused", "compile")
 READ = ("input_ids", "attention_mask", "position_ids", "past_key_values")  # by early chunks
@@ -198,6 +198,6 @@ def why_no_graph(model: Any, cache: AHNCache) -> str | None:
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") in MOVING_ROPE:
         return f"rotary positions that do not change as the text grows, got {rope['rope_type']}"
-    if of_model(model).mode == FULL:
-        return "the memory, or sinks and window: full attention grows"
+    if (mode := of_model(model).mode) not in (MEMORY, WINDOW):
+        return f"the memory, or sinks and window, got {mode}"
     return None

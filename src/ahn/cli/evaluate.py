@@ -29,7 +29,8 @@ Memories = Annotated[
 Methods = Annotated[
     str,
     Option(
-        help="With commas: ahn, full (attention), window (memory off), ahn-shuffled (a control: "
+        help="With commas: ahn, full (attention), window (memory off), compressive-max and "
+        "compressive-avg (what leaves the window, pooled 4 to 1), ahn-shuffled (a control: "
         "the memory's contents under shuffled addresses, for tasks that do not generate)."
     ),
 ]
@@ -50,7 +51,8 @@ Samples = Annotated[
     Option(
         parser=options.integer(1),
         metavar="N",
-        help="The most of each task; of needle haystacks of each length, of ppl documents.",
+        help="The most of each task; of ruler and lveval of each length, of needle haystacks of "
+        "each length, of ppl documents.",
     ),
 ]
 Lengths = Annotated[
@@ -70,7 +72,8 @@ Texts = Annotated[
     Option(help="File or folder for needle and ppl, stdlib:MODULE or pg19; repeatable."),
 ]
 Data = Annotated[
-    Path | None, Option(help="Folder with NAME.jsonl of the data sets, instead of the hub.")
+    Path | None,
+    Option(help="Folder with the data sets' own files, NAME.jsonl or ruler's, instead of the hub."),
 ]
 EvalSeed = Annotated[int, Option(parser=options.integer(0), metavar="N", help="Of all samples.")]
 ChatTemplate = Annotated[bool, Option(help="Put prompts into the model's chat template.")]

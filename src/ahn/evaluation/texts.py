@@ -15,18 +15,21 @@ PG19 = "pg19"  # the test split of PG19, from the hub
 PG19_DATA = ("emozilla/pg19", "test", "text")
 
 
-def named_texts(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def named_texts(names: Iterable[str], data: str | None = None) -> Iterator[tuple[str, str]]:
     """Name and text of each document, one after the other.
 
     Args:
         names: UTF-8 files, folders (their files, sorted), `stdlib:MODULE` or `pg19` (streamed).
+        data: folder with `pg19`, the benchmark's own text files; None is the hub.
 
     Raises:
         ValueError: there is no such text, or it is not UTF-8.
     """
     for name in names:
-        if name == PG19:
+        if name == PG19 and data is None:
             yield from _pg19()
+        elif name == PG19:
+            yield from _books(Path(data, PG19))  # type: ignore[arg-type]
         elif name.startswith(STDLIB):
             module = name.removeprefix(STDLIB)
             yield module, "\n".join(map(_read, _module_files(module)))
@@ -75,6 +78,16 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path}: expected UTF-8 text, got byte {error.start}") from error
     except OSError as error:
         raise ValueError(f"{path}: expected a text, got: {error.strerror}") from error
+
+
+def _books(folder: Path) -> Iterator[tuple[str, str]]:
+    """PG19's files, `NUMBER.txt`, of its test split or of a folder without splits."""
+    split = folder / PG19_DATA[1]
+    files = sorted((split if split.is_dir() else folder).glob("*.txt"))
+    if not files:
+        raise ValueError(f"{folder}: expected PG19's text files, got none")
+    for file in files:
+        yield f"{PG19}/{file.stem}", _read(file)
 
 
 def _pg19() -> Iterator[tuple[str, str]]:

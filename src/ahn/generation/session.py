@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ahn.cache import AHNCache
 from ahn.cache_layer import BATCHED, AHNCacheLayer
+from ahn.calls import POOLED
 from ahn.files import written_whole
 
 FORMAT = "ahn-session-1"
@@ -87,8 +88,11 @@ def _check(
             heads = (config.num_key_value_heads, head_dim)
             if (tensor.shape[1], tensor.shape[3]) != heads or tensor.dtype != model.dtype:
                 raise ValueError(f"{name} of {_kind(tensor)} instead of {heads}, {model.dtype}")
-        elif name.endswith(".recurrent_state") and tensor.shape[1] != config.num_attention_heads:
-            raise ValueError(f"{tensor.shape[1]} heads instead of {config.num_attention_heads}")
+        elif name.endswith(".recurrent_state"):
+            mode = header["counters"][int(name.split(".")[0])]["mode"]
+            count = config.num_key_value_heads if mode in POOLED else config.num_attention_heads
+            if tensor.shape[1] != count:
+                raise ValueError(f"{tensor.shape[1]} heads instead of {count}")
 
 
 def _restore_counters(layer: Any, values: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ahn.attach import disabled, memory_off
+from ahn.attach import compressive, disabled, memory_off
 from ahn.attach.families import AHNModelMixin
 from ahn.cache import AHNCache
 
@@ -58,6 +58,8 @@ METHODS = {
     "ahn": Method(lambda model: nullcontext(), needs_memory=True),
     "full": Method(_full),
     "window": Method(memory_off),
+    "compressive-max": Method(lambda model: compressive(model, "max")),
+    "compressive-avg": Method(lambda model: compressive(model, "avg")),
     "ahn-shuffled": Method(lambda model: nullcontext(), True, shuffle_memory),
 }
 

@@ -43,7 +43,7 @@ class AHNLM(HFLM):
     Args:
         pretrained: folder or hub name of a base or of a merged model, `embedded`, or a model.
         memory: folder or hub name of a memory; of the embedded base also its cell.
-        method: `ahn`, `full` (full attention), `window` (memory off) or `ahn-shuffled`, a control.
+        method: one of `METHODS`: `ahn`, `full` (full attention), `window` (memory off), ...
         window, num_sinks: win over the memory's own.
         prefill_chunk_size: tokens of each prompt read per forward.
         max_length: a longer sample (with room for the answer) is skipped: it is answered with

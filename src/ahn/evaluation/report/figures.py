@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
+MARKERS = ".x+1234|_" * 9  # one for each time that all styles are used up
 MAPPED = {"acc": (0, 1), "nats": (0, None)}  # of the needles' metrics, and their range
 
 
@@ -66,10 +67,11 @@ def _heat_maps(needles: Mapping[str, Any], metric: str) -> Figure:
 def _positions(positions: Mapping[str, Any], budget: int | None) -> Figure:
     figure = _figure(figsize=(7, 4.5))
     axes = figure.subplots()
-    for (name, rows), (colour, dashes) in zip(positions.items(), STYLES * len(positions)):
+    for index, (name, rows) in enumerate(positions.items()):
+        (colour, dashes), marker = STYLES[index % len(STYLES)], MARKERS[index // len(STYLES)]
         middle = [(row["first"] * row["last"]) ** 0.5 or row["last"] / 2 for row in rows]
         losses = [row["nats_per_token"] for row in rows]
-        axes.plot(middle, losses, color=colour, linestyle=dashes, label=name, marker=".")
+        axes.plot(middle, losses, color=colour, linestyle=dashes, label=name, marker=marker)
     if budget:
         axes.axvline(budget, color="0.6", linewidth=1)
     axes.set_xscale("log", base=2)

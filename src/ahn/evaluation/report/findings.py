@@ -58,6 +58,7 @@ def _benchmark(runs: Sequence[Run], task: str) -> dict[str, Any]:
     metrics = sorted({m for run in having.values() for s in run.samples[task] for m in s.values})
     return {
         "skipped": {n: sum(s.is_skipped for s in r.samples[task]) for n, r in having.items()},
+        "empty": {n: sum(s.is_empty for s in r.samples[task]) for n, r in having.items()},
         "wording": sorted(
             {str(s.doc["wording"]) for r in having.values() for s in r.samples[task]
              if "wording" in s.doc}

@@ -8,6 +8,10 @@ from typing import Any
 from ahn.evaluation.evidence import ABSENT, EVICTED, SINKS, WINDOW
 
 KIB = 1024
+COUNTED = {
+    "skipped": "Samples skipped as longer than max_length, in no score",
+    "empty": "Answers of nothing but white space, scored as they are",
+}
 
 
 def markdown(found: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
@@ -42,11 +46,11 @@ def _runs(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 def _benchmark(task: str, each: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {task}"
     yield ""
-    skipped = {name: n for name, n in each["skipped"].items() if n}
-    if skipped:
-        counts = ", ".join(f"{n} by {name}" for name, n in skipped.items())
-        yield f"Samples skipped as longer than max_length, in no score: {counts}."
-        yield ""
+    for kind, what in COUNTED.items():
+        counts = ", ".join(f"{n} by {name}" for name, n in each[kind].items() if n)
+        if counts:
+            yield f"{what}: {counts}."
+            yield ""
     if each["wording"]:
         yield f"Wording of the prompts: {', '.join(each['wording'])}."
         yield ""

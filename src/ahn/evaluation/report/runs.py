@@ -30,6 +30,7 @@ class Sample:
     doc: dict[str, Any]
     evidence: dict[str, Any] | None
     is_skipped: bool
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def _sample(record: dict[str, Any]) -> Sample:
         doc=doc,
         evidence=record["evidence"],
         is_skipped=record["skipped"],
+        is_empty=record["empty"],
     )
 
 

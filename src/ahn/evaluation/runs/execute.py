@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import resource
 import sys
 import time
@@ -11,7 +10,6 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from lm_eval.api.model import CachingLM
 from lm_eval.api.task import Task
@@ -23,6 +21,7 @@ from ahn.evaluation.evidence import evidence_of
 from ahn.evaluation.lm import AHNLM, SKIPPED, SKIPPED_SCORE
 from ahn.evaluation.runs.record import RunFolder
 from ahn.evaluation.runs.suite import LoadedTasks
+from ahn.evaluation.seeds import seed_all
 
 DESCRIBED = ("doc_id", "doc", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")
 
@@ -31,7 +30,7 @@ def run_tasks(
     lm: AHNLM, loaded: LoadedTasks, folder: RunFolder, *, chat_template: bool, seed: int
 ) -> None:
     """Answer what is not answered yet and write the scores, on the first process."""
-    _seed(seed)
+    seed_all(seed)
     started = time.perf_counter()
     lm.on_reading = folder.note_reading if lm.rank == 0 else None
     cached = CachingLM(lm, f"{folder.responses}_rank{lm.rank}.db")
@@ -69,7 +68,7 @@ def _all_chosen(loaded: LoadedTasks) -> dict[str, list[int]] | None:
 
 
 def _described(lm: AHNLM, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is kept of each sample, in the data set's order: scores, evidence, whether skipped."""
+    """What is kept of each sample, in the data set's order: scores, evidence, what went wrong."""
     described = []
     for record in sorted(records, key=lambda record: record["doc_id"]):
         prompt = record["arguments"][0][0]
@@ -78,6 +77,7 @@ def _described(lm: AHNLM, records: list[dict[str, Any]]) -> list[dict[str, Any]]
             {name: record[name] for name in DESCRIBED}
             | {
                 "skipped": _is_skipped(record),
+                "empty": _is_empty(record),
                 "scores": scores,
                 "evidence": evidence_of(record["doc"], prompt, lm.tokenizer),
             }
@@ -97,8 +97,14 @@ def _is_skipped(record: Mapping[str, Any]) -> bool:
     return any(answer in skipped for answer in answers)
 
 
+def _is_empty(record: Mapping[str, Any]) -> bool:
+    """Whether nothing but white space was generated: scored like any answer, and counted."""
+    answers = [answer for answers in record["resps"] for answer in answers]
+    return all(isinstance(answer, str) and not answer.strip() for answer in answers)
+
+
 def _summary(task: Task, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Number of samples, of those skipped, and each metric over the others."""
+    """Number of samples, of those skipped or answered by nothing, and each metric."""
     values: dict[str, list[Any]] = {}
     for sample in samples:
         for metric, value in sample["scores"].items():
@@ -110,6 +116,7 @@ def _summary(task: Task, samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "samples": len(samples),
         "skipped": sum(sample["skipped"] for sample in samples),
+        "empty": sum(sample["empty"] for sample in samples),
         "metrics": {metric: x for metric, x in metrics.items() if math.isfinite(x)},
     }
 
@@ -117,12 +124,6 @@ def _summary(task: Task, samples: list[dict[str, Any]]) -> dict[str, Any]:
 def _settings(lm: AHNLM) -> dict[str, Any] | None:
     model = lm.model
     return of_model(model).config.to_dict() if isinstance(model, AHNModelMixin) else None
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _peak_resident_bytes() -> int:

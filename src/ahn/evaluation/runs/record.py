@@ -73,11 +73,13 @@ class RunFolder:
         write_json(self.path / "results.json", results)
 
     def scores(self) -> Iterator[str]:
-        """A line of each task: its metrics, samples, and how many of those were skipped."""
+        """A line of each task: metrics, samples, how many were skipped or answered by nothing."""
         for task, found in read_json(self.path / "results.json")["tasks"].items():
             metrics = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
-            skipped = f", {found['skipped']} skipped as too long" if found["skipped"] else ""
-            yield f"{task}: {metrics or 'no score'} ({found['samples']} samples{skipped})"
+            counts = [f"{found['samples']} samples"]
+            counts += [f"{found['skipped']} skipped as too long"] if found["skipped"] else []
+            counts += [f"{found['empty']} answered by nothing"] if found["empty"] else []
+            yield f"{task}: {metrics or 'no score'} ({', '.join(counts)})"
 
     def note_reading(self, reading: Mapping[str, Any]) -> None:
         """Append what one reading took."""

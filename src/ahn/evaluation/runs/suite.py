@@ -14,7 +14,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from ahn.evaluation.tasks import TASKS
+from ahn.evaluation.seeds import seed_all
+from ahn.evaluation.tasks import TASKS, longbench, ruler
+from ahn.evaluation.texts import PG19
 
 GROUPS = {
     "needle": ("ahn_needle",),
@@ -34,14 +36,15 @@ FOLDERS = tuple(
     Path(lm_eval.tasks.__file__).parent / x for x in ("longbench", "infinitebench", "ruler")
 )
 OWN = "ahn_"  # what the names of this package's tasks begin with
+MADE = ("ahn_needle", "ahn_ppl")  # from texts, as many as asked
 # Which tasks take which option, by the beginning of their names; "" is any that reads a data set.
 USERS = {
-    "lengths": ("ahn_needle", "ahn_ppl", "ahn_lveval", "niah", "ruler"),
+    "lengths": (*MADE, "ahn_lveval", *ruler.BEGINNINGS),
     "depths": ("ahn_needle",),
-    "texts": ("ahn_needle", "ahn_ppl"),
+    "texts": MADE,
 }
-GENERATED = ("ahn_needle", "ahn_ppl", "niah", "ruler")  # need no data set
 OFFICIAL = {"longbook_qa_en": "longbook_qa_eng"}  # splits that the benchmark calls otherwise
+LENGTH_NAMES = ("level", "max_length")  # under which LV-Eval and RULER say what was asked
 RENAMED = {"question": "input"}  # of the copy of LongBench that lm-eval reads: LongBench's own
 
 
@@ -53,9 +56,10 @@ class Suite:
         names: groups of `GROUPS` or any of lm-eval's tasks, groups and tags.
         lengths: tokens of needles and RULER's samples; the largest is that of `ppl`; LV-Eval's.
         depths: of needles, between 0 and 1.
-        samples: the most of each task; of needles haystacks of each length, of ppl documents.
+        samples: the most of each task; of RULER and LV-Eval samples, of needles haystacks, of each
+            length; of ppl documents.
         texts: what needles are hidden in and `ppl` reads.
-        data: folder with `NAME.jsonl` of each data set; None is the hub.
+        data: folder with `NAME.jsonl` of each data set, RULER's files or PG19; None is the hub.
         seed: of everything random.
     """
 
@@ -101,14 +105,24 @@ def load_tasks(suite: Suite, tokenizer: str) -> LoadedTasks:
     names = [leaf for name in suite.names for leaf in _leaves(manager, name)]
     names = list(dict.fromkeys(names))
     _check_used(suite, names)
+    ruler.prepare(suite.data)
     loaded = LoadedTasks({name: _load(manager, suite, name) for name in names})
     for name, task in loaded.tasks.items():
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(suite.seed)
-        if suite.samples is not None and not name.startswith(GROUPS["needle"] + GROUPS["ppl"]):
-            loaded.chosen[name] = list(range(min(suite.samples, len(task.eval_docs))))
+        if suite.samples is not None and not name.startswith(MADE):
+            loaded.chosen[name] = _first_of_each_length(task.eval_docs, suite.samples)
     return loaded
+
+
+def _first_of_each_length(documents: Iterable[dict[str, Any]], count: int) -> list[int]:
+    """Indices of the first `count` samples, of each length where a benchmark asks several."""
+    found: dict[Any, list[int]] = {}
+    for index, document in enumerate(documents):
+        length = next((document[name] for name in LENGTH_NAMES if name in document), None)
+        found.setdefault(length, []).append(index)
+    return sorted(index for indices in found.values() for index in indices[:count])
 
 
 def _manager(suite: Suite, tokenizer: str) -> TaskManager:
@@ -147,16 +161,15 @@ def _check_used(suite: Suite, names: Iterable[str]) -> None:
     for option, users in USERS.items():
         if getattr(suite, option) is not None and not any(n.startswith(users) for n in names):
             raise ValueError(f"{option}: expected a task that takes it, got {', '.join(names)}")
-    if suite.data is not None and all(name.startswith(GENERATED) for name in names):
+    made = all(name.startswith(MADE) for name in names) and PG19 not in (suite.texts or ())
+    if suite.data is not None and made:
         raise ValueError(f"data: expected a task that reads a data set, got {', '.join(names)}")
 
 
 def _load(manager: TaskManager, suite: Suite, name: str) -> Task:
-    spec: Any = name
-    if suite.data is not None and not name.startswith((OWN, *GENERATED)):
-        spec = _from_folder(manager, suite.data, name)
     try:
-        return manager.load([spec])["tasks"][name]
+        seed_all(suite.seed)  # RULER draws from the random numbers that all libraries share
+        return manager.load([_specification(manager, suite, name)])["tasks"][name]
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except (OSError, LookupError, TypeError, jinja2.TemplateError, RuntimeError) as error:
@@ -167,24 +180,36 @@ def _load(manager: TaskManager, suite: Suite, name: str) -> Task:
         ) from error
 
 
-def _from_folder(manager: TaskManager, folder: Path, name: str) -> dict[str, Any]:
-    """The task's configuration, its data a file of the folder."""
+def _specification(manager: TaskManager, suite: Suite, name: str) -> Any:
+    """lm-eval's name of a task, or its configuration where that is to be changed."""
     path = manager.task_index[name].yaml_path
-    assert path is not None
+    if name.startswith(OWN) or path is None:
+        return name
+    if name.startswith(ruler.BEGINNINGS):
+        return ruler.adjusted(load_yaml(path), suite.samples, suite.data)
+    is_longbench = name.startswith("longbench_")
+    if suite.data is None and not is_longbench:
+        return name
     config = load_yaml(path)
+    if suite.data is not None:
+        config = _from_folder(config, suite.data)
+    return longbench.adjusted(config) if is_longbench else config
+
+
+def _from_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A task's configuration, its data a file of the folder."""
     split = config["test_split"]
     stems = [x for x in (config.get("dataset_name"), split, OFFICIAL.get(split)) if x]
     file = next((f for stem in stems if (f := folder / f"{stem}.jsonl").is_file()), None)
     if file is None:
         wanted = " or ".join(f"{stem}.jsonl" for stem in stems)
-        raise ValueError(f"{name}: expected {wanted} in {folder}, got none")
-    config |= {
+        raise ValueError(f"expected {wanted} in {folder}, got none")
+    return config | {
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: str(file)}},
         "process_docs": _with_both_names,
     }
-    return config
 
 
 def _with_both_names(documents: Any) -> Any:

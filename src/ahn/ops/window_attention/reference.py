@@ -37,7 +37,7 @@ def blocked_window_attention(
     for index, part in enumerate(blocks, start=len(sizes) - len(blocks)):
         chosen = slice(max(0, index - before), index + 1)
         low, high = sum(sizes[: chosen.start]), sum(sizes[: chosen.stop])
-        mask = _visible(part.shape[2], low, high, sink_key.shape[2], window, start, query.device)
+        mask = visible(part.shape[2], low, high, sink_key.shape[2], window, start, query.device)
         outputs.append(
             F.scaled_dot_product_attention(
                 part,
@@ -57,7 +57,7 @@ def _piece_sizes(length: int, block: int) -> list[int]:
     return ([rest] if rest else []) + [block] * (length // block)
 
 
-def _visible(
+def visible(
     queries: int,
     low: int,
     high: int,

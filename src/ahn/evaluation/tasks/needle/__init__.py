@@ -34,6 +34,7 @@ def dataset(
     texts: Sequence[str] = ("stdlib:asyncio", "stdlib:email", "stdlib:http"),
     tokenizer: str | None = None,
     pretrained: str | None = None,
+    data: str | None = None,
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
     """Questions about needles, generated from local texts.
@@ -45,13 +46,14 @@ def dataset(
         seed: the same seed gives the same questions.
         texts: what the haystacks are cut from, see `ahn.evaluation.texts.named_texts`.
         tokenizer, pretrained: where the tokenizer is; lengths are measured with it.
+        data: see `named_texts`.
 
     Raises:
         ValueError: the texts are shorter than a haystack, or an option is out of range.
     """
     _check(lengths, depths, haystacks)
     encoder = task_tokenizer(tokenizer, pretrained)
-    lines, sizes = _lines(encoder, "\n".join(text for _, text in named_texts(texts)))
+    lines, sizes = _lines(encoder, "\n".join(text for _, text in named_texts(texts, data)))
     reserved = 2 * len(depths) * (1 + len(token_starts(encoder, _fact("word", "word"))))
     questions = []
     for length in lengths:

@@ -7,7 +7,7 @@ scored given all before it. The contexts are beginnings of one text, so it is re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,15 +25,17 @@ def dataset(
     texts: Sequence[str] = ("stdlib:asyncio", "stdlib:email", "stdlib:http"),
     tokenizer: str | None = None,
     pretrained: str | None = None,
+    data: str | None = None,
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
-    """Stretches of the first `length` tokens of each text that has so many.
+    """Stretches of documents of `length` tokens, as many as the texts hold.
 
     Args:
         length: tokens of each document.
-        documents: the most to take.
+        documents: the most to take: the first of each text, then the second of each, and so on.
         texts: see `ahn.evaluation.texts.named_texts`.
         tokenizer, pretrained: where the tokenizer is; positions are measured with it.
+        data: see `named_texts`.
 
     Raises:
         ValueError: no text is so long, or an option is out of range.
@@ -44,14 +46,13 @@ def dataset(
     beginning = encoder.bos_token or ""  # else lm-eval's own prefix, before the first stretch alone
     stretches: list[dict[str, Any]] = []
     taken = longest = 0
-    for name, text in named_texts(texts):
-        text = text[: CHARACTERS_PER_TOKEN * length]
-        starts = token_starts(encoder, text)
+    for name, text, starts in _pieces(named_texts(texts, data), length, encoder):
         longest = max(longest, len(starts))
-        if len(starts) >= length:
-            for stretch in _stretches(name, text, starts[:length]):
-                stretches.append({**stretch, "context": beginning + stretch["context"]})
-            taken += 1
+        if len(starts) < length:
+            continue
+        for stretch in _stretches(name, text, starts[:length]):
+            stretches.append({**stretch, "context": beginning + stretch["context"]})
+        taken += 1
         if taken == documents:
             break
     if not stretches:
@@ -75,6 +76,26 @@ def process_results(
 def ratio(items: Sequence[tuple[float, int]]) -> float:
     """The sum of the first over the sum of the second."""
     return sum(cost for cost, _ in items) / sum(size for _, size in items)
+
+
+def _pieces(
+    texts: Iterable[tuple[str, str]], length: int, encoder: Any
+) -> Iterator[tuple[str, str, Sequence[int]]]:
+    """Name, text and token starts of the first piece of each text, then of each second piece.
+
+    A piece with at least `length` tokens ends there; the next begins with the line after.
+    """
+    number = 0
+    while texts:
+        number, rest = number + 1, []
+        for name, text in texts:
+            piece = text[: CHARACTERS_PER_TOKEN * length]
+            starts = token_starts(encoder, piece)
+            yield name if number == 1 else f"{name}, {number}", piece, starts
+            end = len(starts) >= length and text.find("\n", starts[length - 1]) + 1
+            if end:
+                rest.append((name, text[end:]))
+        texts = rest
 
 
 def _stretches(name: str, text: str, starts: Sequence[int]) -> Iterator[dict[str, Any]]:

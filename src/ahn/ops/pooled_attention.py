@@ -1,0 +1,169 @@
+"""Exact attention over sinks, window and a pool of what left it: the Compressive Transformer.
+
+Tokens that leave the window are pooled, keys and values alike, `RATIO` to one: kernel and stride
+are the compression rate (arXiv 1911.05507, section 3.2, max and mean pooling). The pool is first
+in, first out, and a query attends to it by the same softmax as to everything else. A group that is
+not whole yet is seen as the pool of its tokens so far: none is out of sight while it waits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ahn.ops.layout import repeat_heads
+from ahn.ops.window_attention.reference import LARGEST_BLOCK, SMALLEST_BLOCK, visible
+
+RATIO = 4  # tokens to one, as in arXiv 2510.07318
+POOLINGS = ("max", "avg")
+
+
+def pool_slots(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Entries that a pool holds: as many as fit into the bytes of a memory's float32 state."""
+    state = query.shape[1] * key.shape[-1] * value.shape[-1] * torch.float32.itemsize
+    entry = key.shape[1] * (key.shape[-1] + value.shape[-1]) * key.element_size()
+    return max(1, state // entry)
+
+
+def pooled_window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sink_key: Tensor,
+    sink_value: Tensor,
+    *,
+    pool: Tensor | None,
+    pooling: str,
+    window: int,
+    start: int | Tensor,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """As `window_attention`, over the pool as well; what leaves the window goes into it.
+
+    Positions are those of `window_attention`. All but the last `window` columns leave in this
+    call, the last queries reading what has left by then: query and evicted token lie `window`
+    positions apart. Sinks and padding are never pooled.
+
+    Args:
+        query: `[B, H, C, K]`.
+        key, value: `[B, G, T, *]`, C <= T <= C + window.
+        sink_key, sink_value: `[B, G, S, *]`.
+        pool: `[B, G, P, K + V]` from the call before, None for an empty one. The n-th token to
+            leave, n from 0, belongs to group n // RATIO, which lives in slot group % P.
+        pooling: one of `POOLINGS`.
+        start, scale, dropout: see `window_attention`.
+
+    Returns:
+        `[B, H, C, V]`, and the pool in the dtype of key.
+
+    Raises:
+        ValueError: `pooling` is none of these.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r}")
+    if pool is None:
+        size = key.shape[-1] + value.shape[-1]
+        pool = key.new_zeros(*key.shape[:2], pool_slots(query, key, value), size)
+    first = torch.as_tensor(start, device=key.device).reshape(-1, 1) - sink_key.shape[2]
+    before, outputs = key.shape[2] - query.shape[2], []
+    for part in query.split(min(max(window, SMALLEST_BLOCK), LARGEST_BLOCK), dim=2):
+        after = before + part.shape[2]
+        gone = slice(max(0, before - window), max(0, after - window))
+        near = slice(max(0, before + 1 - window), after)
+        order = first + torch.arange(gone.start, gone.stop, device=key.device)
+        new = torch.cat([key[:, :, gone], value[:, :, gone]], -1)
+        added = Added(_running(pool, new, order, pooling), order)
+        pooled = torch.cat([pool, added.entries], 2).split([key.shape[-1], value.shape[-1]], -1)
+        exact = visible(
+            part.shape[2], near.start, after, sink_key.shape[2], window, start, key.device
+        )
+        mask = _with_entries(exact, _visible_entries(added, part.shape[2], pool.shape[2]))
+        keys, values = (
+            repeat_heads(torch.cat([entries, sinks, column[:, :, near]], 2), query.shape[1], dim=1)
+            for entries, sinks, column in zip(pooled, (sink_key, sink_value), (key, value))
+        )
+        outputs.append(
+            F.scaled_dot_product_attention(part, keys, values, mask, dropout, scale=scale)
+        )
+        pool, before = _updated(pool, added), after
+    return torch.cat(outputs, 2), pool
+
+
+class Added(NamedTuple):
+    """Tokens that leave, in order."""
+
+    entries: Tensor  # [B, G, E, K + V], the pool of each one's group up to it
+    order: Tensor  # [B or 1, E], tokens that have left before it; negative: sink or padding
+
+
+def _with_entries(exact: Tensor, entries: Tensor) -> Tensor:
+    """One mask `[B or 1, 1, Q, *]` of entries `[B or 1, Q, *]` and of what is held exactly."""
+    rows = max(len(exact), len(entries))
+    return torch.cat([x.expand(rows, -1, -1, -1) for x in (entries[:, None], exact)], -1)
+
+
+def _running(pool: Tensor, new: Tensor, order: Tensor, pooling: str) -> Tensor:
+    """The pool of each token's group up to it, `[B, G, E, K + V]`, rounded token by token.
+
+    So it is the same to the bit however a text is cut into calls.
+    """
+    if not new.shape[2]:
+        return new
+    slot = order[:, :1].clamp(min=0) // RATIO % pool.shape[2]
+    earlier = _chosen(pool, slot)
+    phase, entries = (order % RATIO)[:, None, :, None], new
+    for count in range(1, RATIO):
+        last = torch.cat([earlier, entries[:, :, :-1]], 2)
+        if pooling == "max":
+            joined = torch.maximum(last, new)
+        else:
+            wide = torch.promote_types(new.dtype, torch.float32)
+            joined = last.to(wide).lerp(new.to(wide), 1 / (count + 1)).to(new.dtype)
+        entries = torch.where(phase == count, joined, entries)
+    return entries
+
+
+def _visible_entries(added: Added, queries: int, slots: int) -> Tensor:
+    """Which of [pool | added entries] the queries see, `[B or 1, Q, P + E]` bool.
+
+    The last E queries read the E tokens that leave, one each; those before read nothing. Each
+    sees the last P groups begun: its own as it stands, the others whole.
+    """
+    order, count = added.order, added.order.shape[1]
+    reader = F.pad(order, (queries - count, 0), value=-1)[:, :, None]
+    oldest = reader // RATIO - slots  # of the groups that are gone
+    written = order[:, :1].clamp(min=0) if count else order.new_zeros(1, 1)
+    stored = _group_in_slot(-(-written // RATIO), slots, order.device)[:, None]
+    kept = (stored >= 0) & (stored > oldest) & ((stored + 1) * RATIO <= written[:, None])
+    entry = order[:, None]
+    whole = (entry % RATIO == RATIO - 1) & (entry < reader) & (entry // RATIO > oldest)
+    fresh = (entry >= 0) & (whole | (entry == reader))
+    return torch.cat([kept & (reader >= 0), fresh], -1)
+
+
+def _updated(pool: Tensor, added: Added) -> Tensor:
+    """The pool once these tokens have left: each slot takes the latest entry of its group."""
+    order, count = added.order, added.order.shape[1]
+    if not count:
+        return pool
+    begun = order[:, -1:].clamp(min=-1) // RATIO + 1
+    group = _group_in_slot(begun, pool.shape[2], pool.device)
+    last = (group + 1) * RATIO - 1 - order[:, :1]  # column of its last token
+    is_new = (group >= 0) & (last >= 0)
+    entries = _chosen(added.entries, last.clamp(0, count - 1))
+    return torch.where(is_new[:, None, :, None], entries, pool)
+
+
+def _group_in_slot(begun: Tensor, slots: int, device: torch.device) -> Tensor:
+    """The latest of `begun` groups `[B or 1, 1]` in each slot, `[B or 1, P]`; negative is none."""
+    return begun - 1 - (begun - 1 - torch.arange(slots, device=device)) % slots
+
+
+def _chosen(entries: Tensor, index: Tensor) -> Tensor:
+    """`entries[b, :, index[b]]`, from an index `[B or 1, n]`."""
+    index = index[:, None, :, None].expand(len(entries), entries.shape[1], -1, entries.shape[3])
+    return entries.gather(2, index)
