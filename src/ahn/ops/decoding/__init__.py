@@ -17,6 +17,7 @@ __all__ = ["NewToken", "Ring", "Turn", "fused_decoding", "why_not_fused"]
 LARGEST_PIECE = 2048  # slots, so that the merge's table of pieces stays small
 BLOCK = 64  # slots a program looks at together
 AHEAD = 128  # slots a program asks for before it knows the query
+MERGE_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def _merge_pieces(
         COLUMNS=columns, PIECES=_power(count),
         ALL_HEADS=_power(heads), NUM_GATES=0 if cell is None else gates.shape[-1],
         HAS_MEMORY=cell is not None, GATE_FIRST=cell is not None and cell.gate_first,
+        num_warps=MERGE_WARPS,
         **turned, **_sizes(query, ring),
     )  # fmt: skip
     return out

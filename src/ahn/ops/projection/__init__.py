@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
 
-# For one input: rows of a weight that a program maps, and numbers of a row it reads together.
-FORMS = {"maps": (4, 1024), "head": (8, 1024), "gated": (2, 1024), "added": (2, 1024)}
+# For one input: rows of a weight that a program maps, numbers of a row it reads together, warps.
+FORMS = {"maps": (4, 1024, 4), "head": (8, 1024, 4), "gated": (2, 1024, 4), "added": (2, 1024, 4)}
 BATCH = 128  # the most inputs a program maps at once
 MANY = 2**15  # outputs: the size of a head over the vocabulary
 
@@ -90,7 +90,7 @@ def _run_vector(
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_vector
 
-    rows, block = FORMS[form]
+    rows, block, warps = FORMS[form]
     blocks, places = _places(maps, rows)
     map_vector[(blocks,)](
         x, x if norm is None else norm.weight, *_tensors(maps),
@@ -98,7 +98,7 @@ def _run_vector(
         eps=0.0 if norm is None else norm.eps, D=x.shape[1], ROWS=rows,
         BLOCK=min(block, 1 << (x.shape[1] - 1).bit_length()),
         NORMED=norm is not None, PAIRED=second is not None, ADDED=residual is not None,
-        **places, **launch_options(x.device, starts_chain),
+        num_warps=warps, **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 
