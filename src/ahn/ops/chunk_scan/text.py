@@ -10,6 +10,7 @@ from torch import Tensor
 
 CHUNK = 64
 COLUMNS = 64  # of a state, a program
+NARROWEST = 64
 
 
 @dataclass(frozen=True)
@@ -144,5 +145,9 @@ def in_chunks(
 
 
 def padded(size: int) -> int:
-    """The next power of two that a matrix product takes."""
-    return max(16, 1 << (size - 1).bit_length())
+    """The next power of two that products of the kernels may be wide.
+
+    Narrower ones than `NARROWEST` gave wrong numbers and illegal accesses on Hopper by Triton 3.6,
+    in whose compiler such faults are known: Triton's issue 11366, flash-linear-attention's 984.
+    """
+    return max(NARROWEST, 1 << (size - 1).bit_length())
