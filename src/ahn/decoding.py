@@ -51,8 +51,9 @@ def _can_fuse(call: LayerCall, query: Tensor, value: Tensor) -> bool:
     watched = cell._forward_hooks or cell._forward_pre_hooks or hasattr(cell, "_hf_hook")
     if cell.kernels == "torch" or call.router is not None or watched:
         return False
-    known = call.step.mode == WINDOW or cell.fused() is not None
-    return known and why_not_fused(query, value) is None
+    if why_not_fused(query, value) is not None:
+        return False
+    return call.step.mode == WINDOW or cell.fused() is not None
 
 
 def _fused(
