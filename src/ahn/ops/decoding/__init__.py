@@ -163,7 +163,7 @@ def _merge_pieces(
     count = pieces[0].shape[2]
     gate_strides = (gates.stride(0), gates.stride(2), gates.stride(3), output_gate.stride(0))
     turned, norms = _turn(token, ring)
-    columns = _columns(dim, 16)
+    columns = _columns(dim, 16 if batch * heads < 256 else 64)
     merge_pieces[(batch * heads, _power(dim) // columns)](
         query, key, value, gates, ring.keys, ring.values, old_gates, ring.slot, *norms, *pieces,
         read, output_gate, norm, o_proj, out,

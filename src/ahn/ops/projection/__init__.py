@@ -1,6 +1,7 @@
 """Linear maps of a decoding step, with the norm before and the sum after: a kernel each.
 
 All take one token of every row, `[B, D]`, and weights where they are: nothing is concatenated.
+Of several rows the large products are the library's: their weights are read once for all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
 
 # For one input: rows of a weight that a program maps, numbers of a row it reads together, warps.
 FORMS = {"maps": (4, 1024, 4), "head": (8, 1024, 4), "gated": (2, 1024, 4), "added": (2, 1024, 4)}
-BATCH = 128  # the most inputs a program maps at once
+ROWS, BATCH = 16, 128  # for several inputs: rows, and the most inputs that a program maps
 MANY = 2**15  # outputs: the size of a head over the vocabulary
 
 
@@ -44,36 +45,42 @@ def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool
     `starts_chain` says that what came before is to have ended, see `ahn.ops.overlap`.
     """
     sizes = [len(one.weight) for one in maps]
+    is_head = len(maps) == 1 and sizes[0] > MANY
+    if is_head and len(x) > 1:
+        return F.linear(_normed(x, norm), maps[0].weight, maps[0].bias)
     out = x.new_empty(len(x), sum(sizes))
     if len(x) == 1:
-        form = "head" if sum(sizes) > MANY else "maps"
+        form = "head" if is_head else "maps"
         _run_vector(x, maps, out, form, norm=norm, starts_chain=starts_chain)
-    elif len(maps) == 1 and sum(sizes) > MANY:  # a head: the library's product is the better one
-        normed = F.rms_norm(x, x.shape[1:], norm.weight, norm.eps)
-        return F.linear(normed, maps[0].weight, maps[0].bias)
     else:
-        _run_rows(x, maps, out, norm, starts_chain=starts_chain)
+        _run_rows(x, maps, out, norm, starts_chain)
     return out
 
 
 def gated(x: Tensor, norm: Norm, gate: Map, up: Map) -> Tensor:
     """silu(gate x) * (up x) of the normed x, `[B, R]`; the two maps have no bias."""
-    out = x.new_empty(len(x), len(gate.weight))
-    if len(x) == 1:
-        _run_vector(x, [gate], out, "gated", norm=norm, second=up.weight)
-    else:
-        _run_rows(x, [gate], out, norm, second=up.weight)
+    if len(x) > 1:
+        from ahn.ops.silu_mul import silu_mul_
+
+        normed = _normed(x, norm)
+        return silu_mul_(F.linear(normed, gate.weight), F.linear(normed, up.weight))
+    out = x.new_empty(1, len(gate.weight))
+    _run_vector(x, [gate], out, "gated", norm=norm, second=up.weight)
     return out
 
 
 def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
-    """residual `[B, R]` + linear x."""
+    """residual `[B, R]` + linear x; of several rows written over `residual`."""
     if len(x) > 1:
-        out = torch.addmm(residual, x, linear.weight.t())
-        return out if linear.bias is None else out.add_(linear.bias)
+        residual.addmm_(x, linear.weight.t())
+        return residual if linear.bias is None else residual.add_(linear.bias)
     out = torch.empty_like(residual)
     _run_vector(x, [linear], out, "added", residual=residual)
     return out
+
+
+def _normed(x: Tensor, norm: Norm) -> Tensor:
+    return F.rms_norm(x, x.shape[1:], norm.weight, norm.eps)
 
 
 def _run_vector(
@@ -102,27 +109,17 @@ def _run_vector(
     )  # fmt: skip
 
 
-def _run_rows(
-    x: Tensor,
-    maps: Sequence[Map],
-    out: Tensor,
-    norm: Norm,
-    second: Tensor | None = None,
-    starts_chain: bool = False,
-) -> None:
+def _run_rows(x: Tensor, maps: Sequence[Map], out: Tensor, norm: Norm, starts_chain: bool) -> None:
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_rows
 
     batch = min(BATCH, max(16, 1 << (len(x) - 1).bit_length()))
-    rows = 16 if second is None else 32
-    blocks, places = _places(maps, rows)
+    blocks, places = _places(maps, ROWS)
     map_rows[(blocks, -(-len(x) // batch))](
-        x, norm.weight, *_tensors(maps), x if second is None else second, out, len(x),
-        eps=norm.eps, D=x.shape[1], OUT=out.shape[1], ROWS=rows,
-        BLOCK=128 if batch < BATCH and x.element_size() == 2 else 64, BATCH=batch,
-        PAIRED=second is not None, PRECISION="ieee" if x.element_size() == 4 else "tf32",
-        num_warps=4 if batch < BATCH else 8,
-        **places, **launch_options(x.device, starts_chain),
+        x, norm.weight, *_tensors(maps), out, len(x), eps=norm.eps, D=x.shape[1],
+        OUT=out.shape[1], ROWS=ROWS, BLOCK=256 if x.element_size() * batch < 128 else 128,
+        BATCH=batch, PRECISION="ieee" if x.element_size() == 4 else "tf32",
+        num_warps=4 if batch < BATCH else 8, **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 

@@ -104,7 +104,6 @@ def map_rows(
     norm,  # [D]
     weights,  # [R_n, D]
     biases,  # [R_n]
-    second,  # [R, D], the other weight of a PAIRED map
     out,  # [B, sum of R_n]
     batch,
     first_blocks: tl.constexpr,
@@ -118,7 +117,6 @@ def map_rows(
     BLOCK: tl.constexpr,
     BATCH: tl.constexpr,
     COUNT: tl.constexpr,
-    PAIRED: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -131,27 +129,18 @@ def map_rows(
     let_next_start(OVERLAP)
     wait_for_previous(OVERLAP)
     squares = tl.zeros((BATCH,), tl.float32)
+    total = tl.zeros((BATCH, ROWS), tl.float32)
     for start in range(0, D, BLOCK):
         known = (b < batch)[:, None] & (start + i < D)[None, :]
         part = tl.load(x + b[:, None] * D + start + i[None, :], known, 0.0).to(tl.float32)
         squares += tl.sum(part * part, 1)
-    factor = tl.rsqrt(squares / D + eps)
-    total = tl.zeros((BATCH, ROWS), tl.float32)
-    total_other = tl.zeros((BATCH, ROWS), tl.float32)
-    for start in range(0, D, BLOCK):
-        known = (b < batch)[:, None] & (start + i < D)[None, :]
-        part = tl.load(x + b[:, None] * D + start + i[None, :], known, 0.0).to(tl.float32)
         scale = tl.load(norm + start + i, start + i < D, 0.0).to(tl.float32)
-        part = (part * factor[:, None] * scale[None, :]).to(x.dtype.element_ty)
         some = (r < size)[None, :] & (start + i < D)[:, None]
-        place = r[None, :] * D + start + i[:, None]
-        w = tl.load(weight + place, some, 0.0)
+        w = tl.load(weight + r[None, :] * D + start + i[:, None], some, 0.0)
+        # Not by the norm yet, which is known at the end; a residual stream in float16 has room.
+        part = (part * scale[None, :]).to(w.dtype)
         total = tl.dot(part, w, total, input_precision=PRECISION)
-        if PAIRED:
-            other = tl.load(second + place, some, 0.0)
-            total_other = tl.dot(part, other, total_other, input_precision=PRECISION)
-    if PAIRED:
-        total = _silu(total) * total_other
+    total = total * tl.rsqrt(squares / D + eps)[:, None]
     shift = tl.load(bias + r, (r < size) & (biased != 0), 0.0).to(tl.float32)
     total += shift[None, :]
     inside = (b < batch)[:, None] & (r < size)[None, :]
