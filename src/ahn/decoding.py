@@ -65,7 +65,7 @@ def _fused(
     call: LayerCall,
     decoding: Decoding,
 ) -> Tensor:
-    """`decode_one_token` in three kernels."""
+    """`decode_one_token` in two kernels."""
     cache: Any = call.cache
     cell, token = None, NewToken(query, key, value)
     if call.step.mode != WINDOW and call.memory is not None:
