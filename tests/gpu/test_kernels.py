@@ -78,12 +78,18 @@ def run_op(name, kernels, arguments, dtype, run=call):
 
 
 def assert_errs_no_more(name, arguments, what):
-    """Both from bfloat16, against float64."""
+    """Both from bfloat16, against float64.
+
+    The kernels round states, outputs and gradients of these to bfloat16, PyTorch does not. A
+    gradient of log decay sums products of all three over a head, of either sign: what cancels
+    leaves the error, up to some 2^-8 of what remains where a single token has nothing to average.
+    """
     exact = run_op(name, "torch", arguments, torch.float64)
     reference = run_op(name, "torch", arguments, torch.bfloat16)
     kernel = run_op(name, "triton", arguments, torch.bfloat16)
     for key, expected in exact.items():
-        allowed = 2.5 * error(reference[key], expected) + 2**-9
+        rounded = 2**-7 if key == "gradient of log_decay" else 2**-9
+        allowed = 2.5 * error(reference[key], expected) + rounded
         got = error(kernel[key], expected)
         assert got <= allowed, f"{what}: {key}: {got:.1e} > {allowed:.1e}"
 
@@ -95,7 +101,7 @@ def test_results_and_gradients_err_no_more_than_by_pytorch(name):
 
 
 @over_ops
-@pytest.mark.parametrize("sizes", [(24, 80), (128, 128)], ids=str)
+@pytest.mark.parametrize("sizes", [(16, 16), (24, 80), (128, 128)], ids=str)
 def test_head_sizes_may_be_any(name, sizes):
     assert_errs_no_more(name, draw_arguments(name, 700, *sizes), f"heads of {sizes}")
 
@@ -116,8 +122,10 @@ def test_parts_equal_the_whole_and_a_graph_replays_it(name):
         piece = {key: x[:, part] for key, x in arguments.items()}
         read, state = call(name, "triton", {**piece, "initial_state": state})
         parts.append(read)
-    assert error(torch.cat(parts, 1), output.double()) < 2**-8
-    assert error(state, final.double()) < 2**-8
+    # Either rounds the states of its chunks to bfloat16, 2^-9 apart at most; without decay these
+    # differences stay until they are written over.
+    assert error(torch.cat(parts, 1), output.double()) < 2**-7
+    assert error(state, final.double()) < 2**-7
 
 
 @over_ops

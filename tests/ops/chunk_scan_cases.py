@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 from triton.runtime import interpreter
+from watched_memory import unwritten_is_nan, watch
 
 from ahn.ops.chunk_scan import segments as cutting
 from ahn.ops.delta_rule import chunk_delta_rule
@@ -33,6 +34,13 @@ def _numbers_of_new_numpy(monkeypatch):
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+@pytest.fixture(autouse=True)
+def _watched_memory(monkeypatch):
+    watch(monkeypatch)
+    with unwritten_is_nan():
+        yield
 
 
 def inputs(length: int, dim: int, width: int, batch: int = 2) -> dict[str, torch.Tensor]:
@@ -84,17 +92,17 @@ def assert_equal(rule, arguments):
 
 
 @over_rules
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("length", [1, 64, 130])
 def test_kernels_equal_the_reference(rule, length):
     assert_equal(rule, inputs(length, 12, 20))
 
 
 @over_rules
-@pytest.mark.parametrize("segments", [2, 3, 5])
+@pytest.mark.parametrize("segments", [2, 5])
 def test_segments_equal_the_whole(rule, segments, monkeypatch):
-    per_segment = -(-9 // segments)
-    monkeypatch.setattr(cutting, "_split", lambda *_: (-(-9 // per_segment), per_segment))
-    assert_equal(rule, inputs(9 * 64 - 7, 12, 20, batch=1))
+    per_segment = -(-5 // segments)
+    monkeypatch.setattr(cutting, "_split", lambda *_: (-(-5 // per_segment), per_segment))
+    assert_equal(rule, inputs(5 * 64 - 7, 12, 20, batch=1))
 
 
 @over_rules

@@ -1,4 +1,4 @@
-"""Law: Triton's kernels equal the reference; on the CPU, by Triton's interpreter.
+"""Law: Triton's kernels equal the reference, by Triton's interpreter, and compile for Hopper.
 
 Each file in a process of its own: the interpreter is chosen when triton is imported.
 """
@@ -14,11 +14,12 @@ import pytest
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
+CASES = ("-m", "pytest", "-p", "no:cacheprovider")
 
 
-def interpreted(*arguments):
-    """What `python ARGUMENTS` prints under the interpreter."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+def printed(*arguments, **environment):
+    """What `python ARGUMENTS` prints; it must succeed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -26,11 +27,14 @@ def interpreted(*arguments):
 
 
 def test_the_chunk_kernels_equal_the_reference():
-    cases = HERE / "chunk_scan_cases.py"
-    printed = interpreted("-m", "pytest", cases, "-p", "no:cacheprovider")
-    assert printed.count(".") > 30
+    cases = printed(*CASES, HERE / "chunk_scan_cases.py", TRITON_INTERPRET="1")
+    assert cases.count(".") > 30
+
+
+def test_the_chunk_kernels_compile_for_hopper():
+    assert "2 passed" in printed(*CASES, HERE / "chunk_scan_compiled.py")
 
 
 @pytest.mark.parametrize("script", sorted(x.name for x in HERE.glob("interpreted_*.py")))
 def test_the_kernels_of_training_equal_pytorch(script):
-    assert interpreted(HERE / script).startswith("compared")
+    assert printed(HERE / script, TRITON_INTERPRET="1").startswith("compared")

@@ -7,6 +7,7 @@ are read in parallel. A text of one segment needs neither.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -78,19 +79,26 @@ def _carrying_programs(text: Text) -> int:
 
 
 def _split(text: Text) -> tuple[int, int]:
-    """Number of segments, of how many chunks: the least time by count of rounds of programs."""
-    device, heads, units = text.query.device, text.shape[0] * text.shape[1], 1
+    """Number of segments, of how many chunks."""
+    device, units = text.query.device, 1
     if device.type == "cuda":
         units = torch.cuda.get_device_properties(device).multi_processor_count
+    heads = text.shape[0] * text.shape[1]
+    return _fastest(text.count, heads, text.blocks, _carrying_programs(text), units)
+
+
+@lru_cache(maxsize=1024)
+def _fastest(chunks: int, heads: int, blocks: int, carrying: int, units: int) -> tuple[int, int]:
+    """The least time by count of rounds of programs, of which a head's segment takes `blocks` to
+    be read and `carrying` to be carried; `units` multiprocessors."""
 
     def rounds(programs: int) -> int:
         return -(-heads * programs // (RESIDENT * units))
 
     def time(count: int) -> float:
-        carried = (count - 1) * _carrying_programs(text)
-        each = READ * rounds(count * text.blocks) + rounds(carried)
-        return -(-text.count // count) * each + JOINED * (count > 1) * count
+        each = READ * rounds(count * blocks) + rounds((count - 1) * carrying)
+        return -(-chunks // count) * each + JOINED * (count > 1) * count
 
-    best = min(range(1, min(MOST, text.count) + 1), key=time)
-    length = -(-text.count // best)
-    return -(-text.count // length), length
+    best = min(range(1, min(MOST, chunks) + 1), key=time)
+    length = -(-chunks // best)
+    return -(-chunks // length), length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 CHUNK = 64
 COLUMNS = 64  # of a state, a program
+NARROWEST = 64
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,18 @@ class Text:
     def count(self) -> int:
         return self.chunks.scores.shape[2]
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int, int]:
         """B, H, K, V: of a state."""
         batch, _, heads, dim = self.query.shape
         return batch, heads, dim, self.value.shape[-1]
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Programs that share one head's state."""
         return -(-self.value.shape[-1] // COLUMNS)
 
-    @property
+    @cached_property
     def arguments(self) -> list[Any]:
         """The first arguments of every kernel; what it does not read stands in for None."""
         inputs = (self.query, self.key, self.value)
@@ -83,12 +85,12 @@ class Text:
         parts = [self.chunks.key_scale if x is None else x for x in self.chunks.tensors]
         return [*inputs, *strides, *parts]
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, int, int, int]:
         """T, N, H, G."""
         return self.query.shape[1], self.count, self.query.shape[2], self.key.shape[2]
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, Any]:
         """What kernels are compiled for."""
         dim, width = self.shape[2:]
@@ -144,5 +146,9 @@ def in_chunks(
 
 
 def padded(size: int) -> int:
-    """The next power of two that a matrix product takes."""
-    return max(16, 1 << (size - 1).bit_length())
+    """The next power of two that products of the kernels may be wide.
+
+    Narrower ones than `NARROWEST` gave wrong numbers and illegal accesses on Hopper by Triton 3.6,
+    in whose compiler such faults are known: Triton's issue 11366, flash-linear-attention's 984.
+    """
+    return max(NARROWEST, 1 << (size - 1).bit_length())

@@ -7,5 +7,5 @@ COLUMNS of one head's state in registers, `[PADDED, COLUMNS]`.
 Every kernel takes the text and its chunks as `Text.arguments` gives them:
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` and their strides;
     query_scale, key_scale, strength, total, each `[B, H, N CHUNK]` float32;
-    scores, solved, each `[B, H, N, CHUNK, CHUNK]`; see `ahn.ops.chunk_scan.chunks.Chunks`.
+    scores, solved, each `[B, H, N, CHUNK, CHUNK]`; see `ahn.ops.chunk_scan.text.Chunks`.
 """

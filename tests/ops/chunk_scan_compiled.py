@@ -1,0 +1,48 @@
+"""The chunk kernels compiled for Hopper, without a GPU: run by `test_interpreted_kernels`.
+
+It is a process of its own because it puts a driver that launches nothing in the place of Triton's.
+"""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
+
+from ahn.ops.chunk_scan import Rule, scan
+from ahn.ops.chunk_scan import segments as cutting
+
+HOPPER = SimpleNamespace(
+    get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    get_current_device=lambda: 0,
+    get_current_stream=lambda device: 0,
+)
+HALF = re.compile(r"versionMajor = 3.*instrShape = \[16, (\d+), 16\]")
+
+
+@pytest.mark.parametrize("delta", [True, False])
+def test_no_product_is_narrow(delta, monkeypatch):
+    """Triton compiles narrow products of half precision to wrong code; see `text.padded`."""
+    compiled = {}
+    run = jit.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        compiled[self.__name__] = run(self, *args, grid=grid, warmup=True, **options)
+
+    monkeypatch.setattr(jit.JITFunction, "run", compile_only)
+    monkeypatch.setattr(cutting, "_split", lambda _: (3, 1))
+    driver.set_active(HOPPER)
+    x = torch.zeros(1, 192, 2, 16, dtype=torch.bfloat16, requires_grad=True)
+    gate = torch.zeros(1, 192, 2)
+    out, _ = scan(x, x, x, gate, gate, None, Rule(delta=delta, normalize=True))
+    out.sum().backward()
+    widths = {
+        name: [int(width) for width in HALF.findall(kernel.asm["ttgir"])]
+        for name, kernel in compiled.items()
+    }
+    assert {"prepare", "carry", "read", "retrace", "back", "of_queries", "of_keys"} < set(widths)
+    assert min(width for found in widths.values() for width in found) >= 32, widths

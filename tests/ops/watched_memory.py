@@ -1,0 +1,60 @@
+"""Triton's interpreter with an eye on memory: what it would let pass ends in an error."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from triton.runtime import interpreter
+
+
+@contextmanager
+def unwritten_is_nan():
+    """New tensors hold NaN until somebody writes them."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def watch(monkeypatch) -> None:
+    """No kernel touches memory that it was not given."""
+    ranges = np.zeros((0, 2), np.uint64)
+    prepare = interpreter.GridExecutor._init_args_hst
+    found = interpreter._interpreter
+
+    def given(self, args, kwargs):
+        nonlocal ranges
+        prepared = prepare(self, args, kwargs)
+        tensors = [x for x in (*prepared[0], *prepared[1].values()) if torch.is_tensor(x)]
+        ranges = np.array(sorted(map(_extent, tensors)), np.uint64)
+        return prepared
+
+    def check(pointers, mask):
+        touched = pointers[np.broadcast_to(mask, pointers.shape)].astype(np.uint64)
+        place = np.searchsorted(ranges[:, 0], touched, "right")
+        last = np.maximum.accumulate(ranges[:, 1])  # extents may overlap
+        assert ((place > 0) & (touched < last[np.maximum(place, 1) - 1])).all(), "out of bounds"
+
+    def load(pointers, mask, *rest):
+        check(pointers, mask)
+        return found.load(pointers, mask, *rest)
+
+    def store(pointers, value, mask):
+        check(pointers, mask)
+        return found.store(pointers, value, mask)
+
+    watched = SimpleNamespace(**{**vars(found), "load": load, "store": store})
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", given)
+    monkeypatch.setattr(interpreter, "_interpreter", watched)
+
+
+def _extent(x: torch.Tensor) -> tuple[int, int]:
+    """Addresses of a tensor's first byte and of what lies behind its last."""
+    last = (
+        sum((size - 1) * stride for size, stride in zip(x.shape, x.stride())) if x.numel() else -1
+    )
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
