@@ -19,6 +19,7 @@ LAYERS = [  # a part imports itself and the parts of earlier lines
     {"plots", "cost", "checksum"},
     {"ops"},
     {"memory"},
+    {"slots"},
     {"cache_layer"},
     {"cache"},
     {"calls"},

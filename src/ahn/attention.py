@@ -13,12 +13,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ahn.beside import beside
-from ahn.cache_layer import Pieces, gather_rows
+from ahn.cache_layer import Pieces
 from ahn.calls import FULL, POOLED, AllKept, LayerCall, LazyMask
 from ahn.decoding import decode_one_token
 from ahn.eviction import Evicted, leaving, merge, remember
 from ahn.ops.pooled_attention import pooled_window_attention
 from ahn.ops.window_attention import count, why_not_dense, window_attention
+from ahn.slots import gather_rows
 
 Document = Callable[[Tensor, Tensor, Tensor, LayerCall], Tensor]
 

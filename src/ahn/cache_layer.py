@@ -11,6 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ahn.config import AHNConfig
 from ahn.ops.moving import wide
+from ahn.slots import gather_rows, put_rows, slot_of, spans
 
 Pieces = tuple[Tensor, ...]
 Pairs = list[tuple[Tensor, Tensor]]  # a buffer, and new tokens for it
@@ -96,10 +97,11 @@ class AHNCacheLayer(CacheLayerMixin):
         m = min(self.seen, self.window)
         buffers = (self.keys, self.values, self.gates)
         if self.padding is None:
-            spans = self._spans(self.seen - m, m)
-            taken = [x if x is None else tuple(x[:, :, s] for s in spans) for x in buffers]
+            parts = spans(self.seen - m, m, self.window, self.num_sinks)
+            taken = [x if x is None else tuple(x[:, :, s] for s in parts) for x in buffers]
         else:
-            slots = self._slots(self.positions(self.seen - m, m))
+            position = self.positions(self.seen - m, m).clamp(min=0)
+            slots = slot_of(position, self.window, self.num_sinks)
             taken = [x if x is None else (gather_rows(x, slots),) for x in buffers]
         keys, values, gates = taken
         assert keys is not None and values is not None, "something has been stored"
@@ -114,17 +116,11 @@ class AHNCacheLayer(CacheLayerMixin):
 
     def put(self, slot: Tensor, keys: Tensor, values: Tensor, gates: Tensor | None) -> None:
         """Put one token of each row, shaped as `at` gives them, in its slot; counts nothing."""
-        new = {"keys": keys, "values": values}
+        put_rows(self.keys, slot, keys)
+        put_rows(self.values, slot, values)
         if gates is not None:
-            new["gates"] = gates.transpose(1, 2)
-            self._prepare_gates(new["gates"])
-        for name, token in new.items():
-            buffer = getattr(self, name)
-            if slot.shape[0] == 1:
-                buffer.index_copy_(2, slot, token)
-            else:
-                rows = torch.arange(slot.shape[0], device=slot.device)
-                buffer[rows, :, slot] = token[:, :, 0]
+            gates = gates.transpose(1, 2)
+            put_rows(self._prepare_gates(gates), slot, gates)
 
     def held(self, length: int) -> tuple[Tensor, Tensor]:
         """Views of the first `length` slots: all tokens in order while none has been evicted."""
@@ -144,27 +140,27 @@ class AHNCacheLayer(CacheLayerMixin):
         if self.padding is None:
             self._put_spans(pairs, kept)
         else:
-            self._put_rows(pairs, kept)
+            self._put_chosen(pairs, kept)
         self.seen += length
 
     def _put_spans(self, pairs: Pairs, kept: Ranges) -> None:
         """Copy columns `kept` of new tokens `[B, *, C, *]` into buffers, slice by slice."""
         pairs = [(buffer, new) for buffer, new in (wide(*pair) for pair in pairs)]
         for first, last in kept:
-            for slots in self._spans(self.seen + first, last - first):
+            for slots in spans(self.seen + first, last - first, self.window, self.num_sinks):
                 size = slots.stop - slots.start
                 for buffer, new in pairs:
                     buffer[:, :, slots] = new[:, :, first : first + size]
                 first += size
 
-    def _put_rows(self, pairs: Pairs, kept: Ranges) -> None:
+    def _put_chosen(self, pairs: Pairs, kept: Ranges) -> None:
         """The same where rows differ, except padding and what is evicted."""
         columns = torch.cat([torch.arange(*part, device=self.keys.device) for part in kept])
         positions = self.positions(self.seen, kept[-1][1])[:, columns]
         recent = positions > positions[:, -1:] - self.window
         chosen = (positions >= 0) & (recent | (positions < self.num_sinks))
         rows, places = chosen.nonzero(as_tuple=True)
-        slots = self._slots(positions)[rows, places]
+        slots = slot_of(positions[rows, places], self.window, self.num_sinks)
         for buffer, new in pairs:
             buffer[rows, :, slots] = new[rows, :, columns[places]]
 
@@ -174,21 +170,6 @@ class AHNCacheLayer(CacheLayerMixin):
             shape = (*gates.shape[:2], self.keys.shape[2], gates.shape[3])
             self.gates = gates.new_zeros(shape)
         return self.gates
-
-    def _slots(self, positions: Tensor) -> Tensor:
-        return slot_of(positions.clamp(min=0), self.window, self.num_sinks)
-
-    def _spans(self, first: int, length: int) -> list[slice]:
-        """Slots of the tokens at positions from `first` on, in order."""
-        found, end = [], first + length
-        while first < end:
-            slot = first
-            if first >= self.num_sinks:
-                slot = self.num_sinks + (first - self.num_sinks) % self.window
-            size = min(end - first, self.num_sinks + self.window - slot)
-            found.append(slice(slot, slot + size))
-            first += size
-        return found
 
     @torch.no_grad()
     def set_state(self, state: Tensor | None, in_place: bool = False) -> None:
@@ -267,17 +248,3 @@ class AHNCacheLayer(CacheLayerMixin):
         """Bytes of all tensors held."""
         tensors = (getattr(self, name) for name in BATCHED)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-def slot_of(positions: Tensor, window: int, num_sinks: int) -> Tensor:
-    """The slot of tokens at positions >= 0: sinks in front, the ring behind."""
-    ring = num_sinks + (positions - num_sinks).clamp(min=0) % window
-    return torch.where(positions < num_sinks, positions, ring)
-
-
-def gather_rows(buffer: Tensor, slots: Tensor) -> Tensor:
-    """`buffer[b, :, slots[b]]`, `[B, *, n, *]`, from slots `[B or 1, n]`."""
-    if slots.shape[0] == 1:
-        return buffer.index_select(2, slots[0])
-    index = slots[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
-    return buffer.gather(2, index)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ahn.cache_layer import AHNCacheLayer, slot_of
+from ahn.cache_layer import AHNCacheLayer
 from ahn.memory import Memory, PositionRouter
 from ahn.ops.pooled_attention import POOLINGS
+from ahn.slots import slot_of
 
 FULL, WINDOW, MEMORY = "full", "window", "memory"  # what a layer's queries look at
 POOLED = {f"compressive-{pooling}": pooling for pooling in POOLINGS}  # window and a pool

@@ -51,8 +51,9 @@ def _can_fuse(call: LayerCall, query: Tensor, value: Tensor) -> bool:
     watched = cell._forward_hooks or cell._forward_pre_hooks or hasattr(cell, "_hf_hook")
     if cell.kernels == "torch" or call.router is not None or watched:
         return False
-    known = call.step.mode == WINDOW or cell.fused() is not None
-    return known and why_not_fused(query, value) is None
+    if why_not_fused(query, value) is not None:
+        return False
+    return call.step.mode == WINDOW or cell.fused() is not None
 
 
 def _fused(
@@ -64,7 +65,7 @@ def _fused(
     call: LayerCall,
     decoding: Decoding,
 ) -> Tensor:
-    """`decode_one_token` in three kernels."""
+    """`decode_one_token` in two kernels."""
     cache: Any = call.cache
     cell, token = None, NewToken(query, key, value)
     if call.step.mode != WINDOW and call.memory is not None:

@@ -1,4 +1,9 @@
-"""Law: the chunk kernels equal the reference, by Triton's interpreter, and compile for Hopper."""
+"""Law: Triton's kernels equal the reference, by Triton's interpreter, and compile for Hopper.
+
+Each file in a process of its own: the interpreter is chosen when triton is imported.
+"""
+
+from __future__ import annotations
 
 import os
 import subprocess
@@ -7,22 +12,29 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton")
+HERE = Path(__file__).parent
+CASES = ("-m", "pytest", "-p", "no:cacheprovider")
 
-def run(cases: str, **environment: str) -> str:
-    pytest.importorskip("triton")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", Path(__file__).with_name(cases), "-p", "no:cacheprovider"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+
+def printed(*arguments, **environment):
+    """What `python ARGUMENTS` prints; it must succeed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
 
 
 def test_the_chunk_kernels_equal_the_reference():
-    assert run("chunk_scan_cases.py", TRITON_INTERPRET="1").count(".") > 30
+    cases = printed(*CASES, HERE / "chunk_scan_cases.py", TRITON_INTERPRET="1")
+    assert cases.count(".") > 30
 
 
 def test_the_chunk_kernels_compile_for_hopper():
-    assert "2 passed" in run("chunk_scan_compiled.py")
+    assert "2 passed" in printed(*CASES, HERE / "chunk_scan_compiled.py")
+
+
+@pytest.mark.parametrize("script", sorted(x.name for x in HERE.glob("interpreted_*.py")))
+def test_the_kernels_of_training_equal_pytorch(script):
+    assert printed(HERE / script, TRITON_INTERPRET="1").startswith("compared")

@@ -33,21 +33,17 @@ Verify = Annotated[bool, Option("--verify", help="Also read every file that has 
 # What `generate` says of them is of a model that runs; here they are written down.
 MergedWindow = Annotated[
     int | None,
-    Option(
-        parser=options.integer(1),
-        metavar="N",
-        help="Tokens seen exactly, as the folder's setting; left out, the memory's own.",
+    options.at_least(
+        1, "Tokens seen exactly, as the folder's setting; left out, the memory's own."
     ),
 ]
 MergedSinks = Annotated[
     int | None,
-    Option(
-        parser=options.integer(0),
-        metavar="N",
-        help="First tokens always seen, as the folder's setting; left out, the memory's own.",
+    options.at_least(
+        0, "First tokens always seen, as the folder's setting; left out, the memory's own."
     ),
 ]
-Top = Annotated[int, Option(parser=options.integer(1), metavar="N", help="Tensors to list.")]
+Top = Annotated[int, options.at_least(1, "Tensors to list.")]
 
 
 def merge(

@@ -34,38 +34,29 @@ Methods = Annotated[
         "the memory's contents under shuffled addresses, for tasks that do not generate)."
     ),
 ]
-BatchSize = Annotated[int, Option(parser=options.integer(1), metavar="N", help="Samples a batch.")]
-ChunkSize = Annotated[
-    int, Option(parser=options.integer(1), metavar="N", help="Tokens of a text read at a time.")
-]
+BatchSize = Annotated[int, options.at_least(1, "Samples a batch.")]
+ChunkSize = Annotated[int, options.at_least(1, "Tokens of a text read at a time.")]
 MaxLength = Annotated[
     int | None,
-    Option(
-        parser=options.integer(1),
-        metavar="N",
-        help="Tokens; longer samples are skipped, counted and reported.",
-    ),
+    options.at_least(1, "Tokens; longer samples are skipped, counted and reported."),
 ]
 Samples = Annotated[
     int | None,
-    Option(
-        parser=options.integer(1),
-        metavar="N",
-        help="The most of each task; of ruler and lveval of each length, of needle haystacks of "
+    options.at_least(
+        1,
+        "The most of each task; of ruler and lveval of each length, of needle haystacks of "
         "each length, of ppl documents.",
     ),
 ]
 Lengths = Annotated[
     Any,
-    Option(
-        parser=options.numbers(int, 2),
-        metavar="N,N",
-        help="Tokens, with commas: of needle, ruler, lveval (16384 is its 16k); ppl: the largest.",
+    options.several(
+        2, "Tokens, with commas: of needle, ruler, lveval (16384 is its 16k); ppl: the largest."
     ),
 ]
 Depths = Annotated[
     Any,
-    Option(parser=options.numbers(float, 0), metavar="X,X", help="Of needles: 0 first, 1 last."),
+    options.several(0, "Of needles: 0 first, 1 last.", kind=float),
 ]
 Texts = Annotated[
     list[str] | None,
@@ -75,7 +66,7 @@ Data = Annotated[
     Path | None,
     Option(help="Folder with the data sets' own files, NAME.jsonl or ruler's, instead of the hub."),
 ]
-EvalSeed = Annotated[int, Option(parser=options.integer(0), metavar="N", help="Of all samples.")]
+EvalSeed = Annotated[int, options.at_least(0, "Of all samples.")]
 ChatTemplate = Annotated[bool, Option(help="Put prompts into the model's chat template.")]
 Folders = Annotated[list[Path], Argument(metavar="DIR...", help="What `ahn eval` wrote.")]
 

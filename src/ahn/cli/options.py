@@ -39,6 +39,17 @@ def numbers(kind: type, minimum: float) -> Callable[[str], Any]:
     return parse
 
 
+def at_least(minimum: int, help: str) -> Any:
+    """Option of an integer >= `minimum`."""
+    return Option(parser=integer(minimum), metavar="N", help=help)
+
+
+def several(minimum: float, help: str, kind: type = int) -> Any:
+    """Option of comma-separated numbers >= `minimum`."""
+    metavar = "N,N" if kind is int else "X,X"
+    return Option(parser=numbers(kind, minimum), metavar=metavar, help=help)
+
+
 def share(value: str) -> float:
     """A number above 0 and at most 1; raises BadParameter in this package's words."""
     if not 0 < _number(value) <= 1:
@@ -63,15 +74,13 @@ def _number(value: str) -> float:
 Text = Annotated[
     Path | None, Option(help="UTF-8 file to read instead of held-out standard library modules.")
 ]
-Tokens = Annotated[
-    int, Option(parser=integer(1), metavar="N", help="The most tokens to read each way.")
-]
+Tokens = Annotated[int, at_least(1, "The most tokens to read each way.")]
 Steps = Annotated[
     int,
-    Option(parser=integer(0), metavar="N", help="Steps of the live distillation; 0 leaves it out."),
+    at_least(0, "Steps of the live distillation; 0 leaves it out."),
 ]
 Png = Annotated[Path, Option(help="Picture to write.")]
-DemoSeed = Annotated[int, Option(parser=integer(0), metavar="N", help="Of the live distillation.")]
+DemoSeed = Annotated[int, at_least(0, "Of the live distillation.")]
 
 Model = Annotated[str, Option(help="Folder, name on the Hugging Face hub, or the word embedded.")]
 Source = Annotated[
@@ -89,43 +98,35 @@ Memory = Annotated[
 ]
 Window = Annotated[
     int | None,
-    Option(
-        parser=integer(1),
-        metavar="N",
-        help="Tokens seen exactly; wins over the memory's own. A model without a memory sees "
+    at_least(
+        1,
+        "Tokens seen exactly; wins over the memory's own. A model without a memory sees "
         "window and sinks alone, or everything (full attention) where this is left out.",
     ),
 ]
 NumSinks = Annotated[
     int | None,
-    Option(
-        parser=integer(0),
-        metavar="N",
-        help="First tokens always seen; wins over the memory's own, 128 where there is no memory.",
+    at_least(
+        0, "First tokens always seen; wins over the memory's own, 128 where there is no memory."
     ),
 ]
 PrefillChunkSize = Annotated[
     int | None,
-    Option(
-        parser=integer(1),
-        metavar="N",
-        help="Tokens of the prompt read at a time; left out, 2048 on a CPU, and on a GPU chosen by "
+    at_least(
+        1,
+        "Tokens of the prompt read at a time; left out, 2048 on a CPU, and on a GPU chosen by "
         "the memory that is free.",
     ),
 ]
-MaxNewTokens = Annotated[int, Option(parser=integer(1), metavar="N", help="The longest answer.")]
+MaxNewTokens = Annotated[int, at_least(1, "The longest answer.")]
 Temperature = Annotated[
     float, Option(parser=not_negative, metavar="X", help="0 takes the likeliest token.")
 ]
-TopK = Annotated[
-    int, Option(parser=integer(0), metavar="N", help="Sample among so many tokens; 0 keeps all.")
-]
+TopK = Annotated[int, at_least(0, "Sample among so many tokens; 0 keeps all.")]
 TopP = Annotated[
     float, Option(parser=share, metavar="X", help="Sample among so much probability; 1: all.")
 ]
-Seed = Annotated[
-    int | None, Option(parser=integer(0), metavar="N", help="Makes sampling repeatable.")
-]
+Seed = Annotated[int | None, at_least(0, "Makes sampling repeatable.")]
 Dtype = Annotated[str, Option(help="auto (as saved), float32, bfloat16 or float16.")]
 Device = Annotated[str | None, Option(help="cpu, cuda, ...; left out, the GPU if there is one.")]
 Liger = Annotated[

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ahn.checkpoint.names import embedded_folders
 
 STDLIB = "stdlib:"  # a module or package of the running interpreter's library, its source
+DEFAULT_TEXTS = ("stdlib:asyncio", "stdlib:email", "stdlib:http")
 PG19 = "pg19"  # the test split of PG19, from the hub
 PG19_DATA = ("emozilla/pg19", "test", "text")
 

@@ -199,7 +199,8 @@ class Memory(nn.Module, ABC):
     def _mapped(self, read: Tensor, hidden: Tensor) -> Tensor:
         """`read_out` and the linear map of each head, `[B, E, H, V]`; hidden `[B, C, D]`."""
         weight = self.o_proj.weight
-        fused = None if self.kernels == "torch" else self.fused()
+        # Where no kernel can run, not even asked: a step on a CPU would feel it in every layer.
+        fused = self.fused() if read.is_cuda and self.kernels != "torch" else None
         if fused is not None and why_not_fused_read_out(read, weight) is None:
             return read_out(read, self.output_gate(hidden[:, -read.shape[1] :]), fused)
         dtype, device = weight.dtype, read.device.type

@@ -20,7 +20,7 @@ from typing import Any
 
 import datasets
 
-from ahn.evaluation.texts import named_texts, task_tokenizer, token_starts
+from ahn.evaluation.texts import DEFAULT_TEXTS, named_texts, task_tokenizer, token_starts
 
 FACT = "# the secret word of {key} is"
 WORDS = tuple((Path(__file__).parent / "words.txt").read_text().split())
@@ -31,7 +31,7 @@ def dataset(
     depths: Sequence[float] = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0),
     haystacks: int = 4,
     seed: int = 0,
-    texts: Sequence[str] = ("stdlib:asyncio", "stdlib:email", "stdlib:http"),
+    texts: Sequence[str] = DEFAULT_TEXTS,
     tokenizer: str | None = None,
     pretrained: str | None = None,
     data: str | None = None,

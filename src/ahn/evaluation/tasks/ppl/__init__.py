@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from ahn.evaluation.texts import named_texts, task_tokenizer, token_starts
+from ahn.evaluation.texts import DEFAULT_TEXTS, named_texts, task_tokenizer, token_starts
 
 FIRST_CUT = 128  # tokens
 CHARACTERS_PER_TOKEN = 16  # more than a text of any length has on average
@@ -22,7 +22,7 @@ CHARACTERS_PER_TOKEN = 16  # more than a text of any length has on average
 def dataset(
     length: int = 8192,
     documents: int = 4,
-    texts: Sequence[str] = ("stdlib:asyncio", "stdlib:email", "stdlib:http"),
+    texts: Sequence[str] = DEFAULT_TEXTS,
     tokenizer: str | None = None,
     pretrained: str | None = None,
     data: str | None = None,

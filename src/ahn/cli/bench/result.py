@@ -1,0 +1,40 @@
+"""What `ahn bench` found, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def report(
+    what: str,
+    rows: list[dict[str, Any]],
+    ceilings: dict[str, float],
+    out: Path | None,
+    facts: dict[str, Any],
+) -> None:
+    """Print the table and the line of JSON; write the file where one is wanted."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ahn.bench import environment
+    from ahn.files import write_json
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*columns, title=f"ahn bench {what}")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    command = " ".join(["ahn", *sys.argv[1:]])
+    result = {**environment(command), "bench": what, **facts, **ceilings, "rows": rows}
+    if out is not None:
+        write_json(out, result)
+    print(json.dumps(result))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

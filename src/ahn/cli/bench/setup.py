@@ -1,0 +1,70 @@
+"""What is measured, and where: the options of every `ahn bench` command, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from ahn.bench import BenchModel
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model to measure; see the help of `ahn bench`."""
+
+    model: str
+    memory: str
+    window: int
+    num_sinks: int
+    dtype: str
+    device: str | None
+    liger: bool
+    kernels: str = "auto"
+
+    def build(self) -> tuple[BenchModel, dict[str, float]]:
+        """The model, and the machine's ceilings."""
+        from ahn.bench import build, measure_ceilings
+        from ahn.config import AHNConfig
+
+        place, number = placed(self.device, self.dtype)
+        ceilings = measure_ceilings(place)
+        settings = AHNConfig(memory=self.memory, window=self.window, num_sinks=self.num_sinks)
+        built = build(self.model, settings, place, number, liger=self.liger, kernels=self.kernels)
+        return built, ceilings
+
+    def facts(self, built: BenchModel) -> dict[str, Any]:
+        """What a result says of the model."""
+        from ahn.attach import uses_liger
+
+        return {
+            "model": self.model,
+            "weights_gb": built.weights_bytes / 1e9,
+            "dtype": str(built.model.dtype).removeprefix("torch."),
+            "liger": uses_liger(built.model),
+            **built.settings.to_dict(),
+        }
+
+
+def placed(device: str | None, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Device, a GPU where none is named and there is one, and dtype; ValueError for another."""
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype: expected bfloat16, float16 or float32, got {dtype!r}")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return place, getattr(torch, dtype)
+
+
+def named(methods: str) -> list[str]:
+    """Names of methods from `--methods`; ValueError for one that is none."""
+    from ahn.bench import METHODS
+
+    names = methods.split(",")
+    if wrong := [name for name in names if name not in METHODS]:
+        raise ValueError(f"--methods: expected some of {', '.join(METHODS)}, got {wrong[0]!r}")
+    return names
