@@ -14,6 +14,7 @@ import ahn
 from ahn.bench import build
 from ahn.bench.models import filled_cache
 from ahn.cli import app
+from ahn.cli.bench.result import _command
 from ahn.config import AHNConfig
 from ahn.cost import (
     Shape,
@@ -59,6 +60,13 @@ def test_the_last_line_and_the_file_hold_every_row(what, tmp_path):
     for row in found["rows"]:
         speed = row.get("tokens_per_s") or row["ms"]
         assert speed > 0, row
+
+
+@pytest.mark.parametrize("place", [["--out", "/a/b.json"], ["--out=/a/b.json"], []])
+def test_the_command_that_is_noted_names_no_place(place):
+    assert _command(["bench", "decode", *place, "--steps", "fused"]) == (
+        "ahn bench decode --steps fused"
+    )
 
 
 def test_peers_may_be_left_out():

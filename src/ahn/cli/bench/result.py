@@ -27,11 +27,27 @@ def report(
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    command = " ".join(["ahn", *sys.argv[1:]])
-    result = {**environment(command), "bench": what, **facts, **ceilings, "rows": rows}
+    result = {
+        **environment(_command(sys.argv[1:])),
+        "bench": what,
+        **facts,
+        **ceilings,
+        "rows": rows,
+    }
     if out is not None:
         write_json(out, result)
     print(json.dumps(result))
+
+
+def _command(arguments: list[str]) -> str:
+    """The command line, without the place of the file: that is the machine's own."""
+    kept, skipped = ["ahn"], False
+    for argument in arguments:
+        is_place = skipped or argument.startswith("--out=")
+        skipped = argument == "--out"
+        if not (is_place or skipped):
+            kept.append(argument)
+    return " ".join(kept)
 
 
 def _cell(value: Any) -> str:
