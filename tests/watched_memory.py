@@ -29,7 +29,9 @@ def watch(monkeypatch) -> None:
     def given(self, args, kwargs):
         nonlocal ranges
         prepared = prepare(self, args, kwargs)
-        tensors = [x for x in (*prepared[0], *prepared[1].values()) if torch.is_tensor(x)]
+        arguments = [*prepared[0], *prepared[1].values()]
+        arguments += [x for group in arguments if isinstance(group, tuple) for x in group]
+        tensors = [x for x in arguments if torch.is_tensor(x)]
         ranges = np.array(sorted(map(_extent, tensors)), np.uint64)
         return prepared
 

@@ -1,0 +1,88 @@
+"""The fused step in Triton's interpreter, float32: run by `test_interpreted_step`.
+
+It is a process of its own because Triton decides once, when it is imported, who runs its kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import pytest
+import torch
+from triton.runtime import interpreter
+
+import ahn
+from ahn.attach.fused import FusedDecoder
+from ahn.calls import MEMORY, WINDOW
+from ahn.generation import prefill
+from ahn.ops import decoding, overlap
+from models import TRIOS, assert_close, left_padded, new_model, random_ids
+from watched_memory import unwritten_is_nan, watch
+
+BUFFERS = ("keys", "values", "gates", "recurrent_state")
+NEW = 5  # tokens
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(monkeypatch):
+    monkeypatch.setattr(overlap, "launch_options", lambda *_: {"OVERLAP": False})
+    monkeypatch.setattr(decoding, "_multiprocessors", lambda device: 2)
+    for name in ("ahn.ops.decoding", "ahn.decoding"):
+        monkeypatch.setattr(sys.modules[name], "why_not_fused", lambda query, value: None)
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):  # NumPy 2.4 takes no array of one number for an index
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+    watch(monkeypatch)
+    with unwritten_is_nan():
+        yield
+
+
+def fused_steps(model, cache, mode, token, position):
+    """Logits of `NEW` tokens, each chosen from those before; and the tokens."""
+    decoder = FusedDecoder(model, cache, mode)
+    logits, tokens = [], []
+    for _ in range(NEW):
+        tokens.append(token)
+        logits.append(decoder(token, position))
+        cache.advance()
+        token = logits[-1].argmax(-1)
+    return torch.stack(logits, 1), torch.stack(tokens, 1)
+
+
+@torch.no_grad()
+def assert_equals_the_general_path(model, ids, mask=None, mode=MEMORY):
+    for layer in model.model.layers:
+        layer.ahn.fn.kernels = "torch"
+    with ahn.memory_off(model) if mode == WINDOW else contextlib.nullcontext():
+        _, cache = prefill(model, ids, attention_mask=mask)
+        other = cache.fork()
+        position = torch.full_like(ids[:, 0], cache.get_seq_length())
+        if (padding := cache.memory_layers[0].padding) is not None:
+            position -= padding
+        got, tokens = fused_steps(model, other, mode, ids[:, -1], position)
+        expected = torch.stack([prefill(model, token[:, None], cache)[0] for token in tokens.T], 1)
+    assert_close(got, expected, 1e-5)
+    for layer, twin in zip(cache.memory_layers, other.memory_layers):
+        for name in BUFFERS if mode == MEMORY else BUFFERS[:2]:
+            assert_close(getattr(twin, name), getattr(layer, name), 1e-5, name)
+
+
+@pytest.mark.parametrize(("family", "cell"), TRIOS)
+@pytest.mark.parametrize(("prompt", "batch"), [(18, 1), (40, 3)])
+def test_a_fused_step_equals_the_general_path(family, cell, prompt, batch):
+    """From below the budget to beyond it, and beyond; one row and several."""
+    assert_equals_the_general_path(new_model(family, cell), random_ids(prompt, batch=batch))
+
+
+def test_padded_rows():
+    _, ids, mask = left_padded((25, 9, 3))
+    assert_equals_the_general_path(new_model("Mistral"), ids, mask)
+
+
+def test_the_window_alone():
+    assert_equals_the_general_path(new_model("Qwen3"), random_ids(40), mode=WINDOW)
