@@ -19,7 +19,9 @@ __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
 
 # For one input: rows of a weight that a program maps, numbers of a row it reads together, warps.
 FORMS = {"maps": (4, 1024, 4), "head": (8, 1024, 4), "gated": (2, 1024, 4), "added": (2, 1024, 4)}
-ROWS, BATCH = 16, 128  # for several inputs: rows, and the most inputs that a program maps
+# For several inputs: rows, and the most inputs that a program maps. Products this small stay with
+# the older matrix instructions; Triton 3.6 is known to go wrong in narrow ones of Hopper's own.
+ROWS, BATCH = 16, 32
 MANY = 2**15  # outputs: the size of a head over the vocabulary
 
 
@@ -117,9 +119,9 @@ def _run_rows(x: Tensor, maps: Sequence[Map], out: Tensor, norm: Norm, starts_ch
     blocks, places = _places(maps, ROWS)
     map_rows[(blocks, -(-len(x) // batch))](
         x, norm.weight, *_tensors(maps), out, len(x), eps=norm.eps, D=x.shape[1],
-        OUT=out.shape[1], ROWS=ROWS, BLOCK=256 if x.element_size() * batch < 128 else 128,
+        OUT=out.shape[1], ROWS=ROWS, BLOCK=256 if x.element_size() * batch <= 64 else 128,
         BATCH=batch, PRECISION="ieee" if x.element_size() == 4 else "tf32",
-        num_warps=4 if batch < BATCH else 8, **places, **launch_options(x.device, starts_chain),
+        **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 
