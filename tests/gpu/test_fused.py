@@ -127,7 +127,7 @@ def test_fused_steps_give_the_tokens_and_the_cache_of_eager_ones(family, cell):
 @torch.no_grad()
 def test_half_precision_fused_steps_err_no_more_than_eager_ones(cell, dtype):
     """Both fed the same tokens, against float64."""
-    for batch in (1, 20):
+    for batch in (1, 20, 70):
         ids = random_ids(60, batch=batch).to(DEVICE)
         tokens = random_ids(30, batch, seed=7).to(DEVICE)
         logits = []
