@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 from triton.runtime import interpreter
-from watched_memory import unwritten_is_nan, watch
 
 from ahn.ops.chunk_scan import segments as cutting
 from ahn.ops.delta_rule import chunk_delta_rule
@@ -18,6 +17,7 @@ from ahn.ops.layout import l2_normalize, repeat_heads
 from ahn.ops.ssd import chunk_ssd
 from ahn.ops.ssd import fused as state_space
 from models import assert_close
+from watched_memory import unwritten_is_nan, watch
 
 HEADS, GROUPS = 4, 2
 RULES = ["delta_rule", "gated_delta_rule", "ssd"]
