@@ -20,6 +20,17 @@ def unwritten_is_nan():
         torch.use_deterministic_algorithms(False)
 
 
+def mend_indexing(monkeypatch) -> None:
+    """Triton 3.6 makes an index of an array of one number, which NumPy 2.4 refuses."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
 def watch(monkeypatch) -> None:
     """No kernel touches memory that it was not given."""
     ranges = np.zeros((0, 2), np.uint64)

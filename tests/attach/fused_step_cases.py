@@ -10,15 +10,16 @@ import sys
 
 import pytest
 import torch
-from triton.runtime import interpreter
+import torch.nn.functional as F
 
 import ahn
 from ahn.attach.fused import FusedDecoder
 from ahn.calls import MEMORY, WINDOW
 from ahn.generation import prefill
 from ahn.ops import decoding, overlap
+from ahn.ops.projection import Map, Norm, map_normed
 from models import TRIOS, assert_close, left_padded, new_model, random_ids
-from watched_memory import unwritten_is_nan, watch
+from watched_memory import mend_indexing, unwritten_is_nan, watch
 
 BUFFERS = ("keys", "values", "gates", "recurrent_state")
 NEW = 5  # tokens
@@ -30,13 +31,7 @@ def _on_a_cpu(monkeypatch):
     monkeypatch.setattr(decoding, "_multiprocessors", lambda device: 2)
     for name in ("ahn.ops.decoding", "ahn.decoding"):
         monkeypatch.setattr(sys.modules[name], "why_not_fused", lambda query, value: None)
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):  # NumPy 2.4 takes no array of one number for an index
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+    mend_indexing(monkeypatch)
     watch(monkeypatch)
     with unwritten_is_nan():
         yield
@@ -77,6 +72,15 @@ def assert_equals_the_general_path(model, ids, mask=None, mode=MEMORY):
 def test_a_fused_step_equals_the_general_path(family, cell, prompt, batch):
     """From below the budget to beyond it, and beyond; one row and several."""
     assert_equals_the_general_path(new_model(family, cell), random_ids(prompt, batch=batch))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_large_residual_stream_in_float16(rows):
+    x = (3e4 * torch.randn(rows, 64).clamp(-2, 2)).half()
+    norm, weight = Norm(torch.full((64,), 8.0).half(), 1e-6), (0.1 * torch.randn(24, 64)).half()
+    expected = F.rms_norm(x.double(), (64,), norm.weight.double(), norm.eps) @ weight.double().T
+    got = map_normed(x, norm, [Map(weight[:16]), Map(weight[16:])])
+    assert_close(got.double(), expected, 2e-3)
 
 
 def test_padded_rows():

@@ -83,11 +83,7 @@ def test_norm_and_gate(cell, heads):
 
 @over_cells
 def test_a_step_in_half_precision(cell, monkeypatch):
-    """Loss and gradients of a whole step err no more than those of plain PyTorch.
-
-    The decay's are a few numbers, each a sum over all tokens in which the kernels' roundings of
-    states and outputs to bfloat16 are left when the rest has cancelled.
-    """
+    """Loss and gradients of a whole step err no more than those of plain PyTorch."""
     ids = random_ids(300).to(DEVICE)
     ours, exact = step(cell, ids, torch.bfloat16, "auto"), step(cell, ids, torch.float64, "torch")
     for name in ("window_attention.why_not_cudnn", "logit_losses.why_not_fused_losses"):
@@ -96,8 +92,7 @@ def test_a_step_in_half_precision(cell, monkeypatch):
     general = step(cell, ids, torch.bfloat16, "torch")
     for name, gradient in exact.items():
         error, allowed = (difference(x[name], gradient) for x in (ours, general))
-        factor = 3 if name.endswith(("A_log", "dt_bias")) else 2
-        assert error <= factor * allowed + 0.03, name
+        assert error <= 2 * allowed + 0.03, name
 
 
 def step(cell, ids, dtype, kernels):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from triton.runtime import interpreter
 
 from ahn.ops.chunk_scan import segments as cutting
 from ahn.ops.delta_rule import chunk_delta_rule
@@ -17,7 +16,7 @@ from ahn.ops.layout import l2_normalize, repeat_heads
 from ahn.ops.ssd import chunk_ssd
 from ahn.ops.ssd import fused as state_space
 from models import assert_close
-from watched_memory import unwritten_is_nan, watch
+from watched_memory import mend_indexing, unwritten_is_nan, watch
 
 HEADS, GROUPS = 4, 2
 RULES = ["delta_rule", "gated_delta_rule", "ssd"]
@@ -25,19 +24,8 @@ over_rules = pytest.mark.parametrize("rule", RULES)
 
 
 @pytest.fixture(autouse=True)
-def _numbers_of_new_numpy(monkeypatch):
-    """Triton 3.6 makes an index of an array of one number, which NumPy 2.4 refuses."""
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
-
-
-@pytest.fixture(autouse=True)
 def _watched_memory(monkeypatch):
+    mend_indexing(monkeypatch)
     watch(monkeypatch)
     with unwritten_is_nan():
         yield

@@ -48,8 +48,11 @@ def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool
     """
     sizes = [len(one.weight) for one in maps]
     is_head = len(maps) == 1 and sizes[0] > MANY
-    if is_head and len(x) > 1:
-        return F.linear(_normed(x, norm), maps[0].weight, maps[0].bias)
+    if len(x) > 1 and (is_head or x.dtype == torch.float16):
+        # The kernel divides by the norm at the end, which float16 might not live to see.
+        normed = _normed(x, norm)
+        found = [F.linear(normed, one.weight, one.bias) for one in maps]
+        return found[0] if is_head else torch.cat(found, 1)
     out = x.new_empty(len(x), sum(sizes))
     if len(x) == 1:
         form = "head" if is_head else "maps"

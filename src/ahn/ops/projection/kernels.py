@@ -137,7 +137,7 @@ def map_rows(
         scale = tl.load(norm + start + i, start + i < D, 0.0).to(tl.float32)
         some = (r < size)[None, :] & (start + i < D)[:, None]
         w = tl.load(weight + r[None, :] * D + start + i[:, None], some, 0.0)
-        # Not by the norm yet, which is known at the end; a residual stream in float16 has room.
+        # Not by the norm yet, which is known at the end: bfloat16 and float32 have room for that.
         part = (part * scale[None, :]).to(w.dtype)
         total = tl.dot(part, w, total, input_precision=PRECISION)
     total = total * tl.rsqrt(squares / D + eps)[:, None]
