@@ -191,6 +191,7 @@ def update_and_attend(
     pieces,
     per_piece,
     updates,  # programs of the state's update; the others attend
+    first_update,  # where these are among all
     scale: tl.constexpr,  # floats are constants: torch.compile would pass them in double precision
     query_scale: tl.constexpr,
     norm_eps: tl.constexpr,
@@ -210,8 +211,9 @@ def update_and_attend(
     """The state's update and read, and attention over all that is exact."""
     program = tl.program_id(0)
     let_next_start(OVERLAP)
-    if program < updates:
+    if (program >= first_update) & (program < first_update + updates):
         if NUM_GATES > 0:
+            program -= first_update
             turn = (program // (PADDED // COLUMNS)) // H * angle_stride
             _update_state(
                 program, memory_query, keys, values, gates, state, slot, keep, rate, dt_bias,
@@ -220,7 +222,7 @@ def update_and_attend(
                 COLUMNS, NUM_GATES, RULE, NORMED, ROTATED, OVERLAP,
             )  # fmt: skip
     else:
-        program -= updates
+        program -= tl.where(program >= first_update, updates, 0)
         turn = (program // pieces) // G * angle_stride
         _attend_piece(
             program, query, keys, values, slot, filled, cos + turn, sin + turn, query_norm,

@@ -34,6 +34,12 @@ def _choose(
 
 
 @triton.jit
+def _block(weight, place, inside, columns, D: tl.constexpr):
+    """Numbers of a weight's rows at `columns`."""
+    return tl.load(weight + place + columns[None, :], inside[:, None] & (columns < D)[None, :], 0.0)
+
+
+@triton.jit
 def map_vector(
     x,  # [1, D]
     norm,  # [D]; nothing is read where the map is not NORMED
@@ -50,6 +56,7 @@ def map_vector(
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,  # blocks that a program asks for before it knows the input
     COUNT: tl.constexpr,
     NORMED: tl.constexpr,
     PAIRED: tl.constexpr,
@@ -61,31 +68,35 @@ def map_vector(
         tl.program_id(0), weights, biases, first_blocks, sizes, columns, has_bias, COUNT
     )
     r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    inside = r < size
-    place = r[:, None] * D + i[None, :]
-    some = inside[:, None] & (i < D)[None, :]
+    inside, place = r < size, r[:, None] * D
     let_next_start(OVERLAP)
-    w = tl.load(weight + place, some, 0.0)
-    if PAIRED:
-        other = tl.load(second + place, some, 0.0)
+    blocks, others = (), ()
+    for n in tl.static_range(AHEAD):
+        blocks += (_block(weight, place, inside, n * BLOCK + i, D),)
+        if PAIRED:
+            others += (_block(second, place, inside, n * BLOCK + i, D),)
     wait_for_previous(OVERLAP)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     total_other = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
-    for start in tl.static_range(0, D, BLOCK):
-        known = start + i < D
-        part = tl.load(x + start + i, known, 0.0).to(tl.float32)
-        if NORMED:
-            squares += part * part
-            part = part * tl.load(norm + start + i, known, 0.0).to(tl.float32)
-        total += w.to(tl.float32) * part[None, :]
-        if PAIRED:
-            total_other += other.to(tl.float32) * part[None, :]
-        if start + BLOCK < D:
-            some = inside[:, None] & (start + BLOCK + i < D)[None, :]
-            w = tl.load(weight + place + start + BLOCK, some, 0.0)
+    for start in range(0, D, AHEAD * BLOCK):
+        later, others_later = (), ()
+        for n in tl.static_range(AHEAD):
+            numbers = start + n * BLOCK + i
+            part = tl.load(x + numbers, numbers < D, 0.0).to(tl.float32)
+            if NORMED:
+                squares += part * part
+                part = part * tl.load(norm + numbers, numbers < D, 0.0).to(tl.float32)
+            total += blocks[n].to(tl.float32) * part[None, :]
             if PAIRED:
-                other = tl.load(second + place + start + BLOCK, some, 0.0)
+                total_other += others[n].to(tl.float32) * part[None, :]
+            if AHEAD * BLOCK < D:
+                numbers += AHEAD * BLOCK
+                later += (_block(weight, place, inside, numbers, D),)
+                if PAIRED:
+                    others_later += (_block(second, place, inside, numbers, D),)
+        if AHEAD * BLOCK < D:
+            blocks, others = later, others_later
     result, factor = tl.sum(total, 1), 1.0
     if NORMED:
         factor = tl.rsqrt(tl.sum(squares, 0) / D + eps)
@@ -120,12 +131,12 @@ def map_rows(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """As a NORMED `map_vector`, for BATCH inputs at a time by matrix products."""
+    """As a NORMED `map_vector`, for up to BATCH inputs by matrix products."""
     weight, bias, first, size, column, biased = _choose(
         tl.program_id(0), weights, biases, first_blocks, sizes, columns, has_bias, COUNT
     )
     r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    b = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
+    b = tl.arange(0, BATCH)
     let_next_start(OVERLAP)
     wait_for_previous(OVERLAP)
     squares = tl.zeros((BATCH,), tl.float32)
