@@ -133,15 +133,14 @@ def _update_and_attend(
         updates = batch * heads * _power(dim) // columns
     turned, norms = _turn(token, ring)
     attends = pieces * batch * groups
-    # The state's small programs fill what the pieces of many rows leave idle at their end.
-    first_update = 0 if batch == 1 else attends
     update_and_attend[(updates + attends,)](
         query, asked, ring.keys, ring.values, read if ring.gates is None else ring.gates,
         read if ring.state is None else ring.state, ring.slot, ring.filled, ring.keep, rate, bias,
         *norms[:3], read, largest, total, weighted, *query.stride()[:2], *asked.stride()[:2],
         _row_stride(ring), turned.pop("angle_stride"), pieces=pieces, per_piece=per_piece,
-        updates=updates, first_update=first_update, scale=scale, query_scale=query_scale, COLUMNS=columns,
-        NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)),
+        updates=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
+        # The state's small programs fill what the pieces of many rows leave idle at their end.
+        UPDATES_FIRST=batch == 1, NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)),
         BLOCK=BLOCK, AHEAD=AHEAD, num_warps=WARPS, num_stages=STAGES,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **turned, **_sizes(query, ring),

@@ -191,13 +191,13 @@ def update_and_attend(
     pieces,
     per_piece,
     updates,  # programs of the state's update; the others attend
-    first_update,  # where these are among all
     scale: tl.constexpr,  # floats are constants: torch.compile would pass them in double precision
     query_scale: tl.constexpr,
     norm_eps: tl.constexpr,
     DIM: tl.constexpr,
     PADDED: tl.constexpr,  # DIM, or the next power of two
     COLUMNS: tl.constexpr,  # of the state, a program
+    UPDATES_FIRST: tl.constexpr,  # or last
     NUM_GATES: tl.constexpr,  # 0 without a memory
     RULE: tl.constexpr,  # "delta", "gated_delta" or "ssd"
     HEADS: tl.constexpr,  # of a group, padded to what a matrix product takes
@@ -211,7 +211,10 @@ def update_and_attend(
     """The state's update and read, and attention over all that is exact."""
     program = tl.program_id(0)
     let_next_start(OVERLAP)
-    if (program >= first_update) & (program < first_update + updates):
+    attends = tl.num_programs(0) - updates
+    first_update = 0 if UPDATES_FIRST else attends
+    updating = program < updates if UPDATES_FIRST else program >= attends
+    if updating:
         if NUM_GATES > 0:
             program -= first_update
             turn = (program // (PADDED // COLUMNS)) // H * angle_stride
@@ -222,7 +225,7 @@ def update_and_attend(
                 COLUMNS, NUM_GATES, RULE, NORMED, ROTATED, OVERLAP,
             )  # fmt: skip
     else:
-        program -= tl.where(program >= first_update, updates, 0)
+        program -= updates if UPDATES_FIRST else 0
         turn = (program // pieces) // G * angle_stride
         _attend_piece(
             program, query, keys, values, slot, filled, cos + turn, sin + turn, query_norm,

@@ -20,11 +20,11 @@ __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
 # For one input: rows of a weight that a program maps, numbers of a row it reads together, how many
 # of these blocks it asks for before it knows the input, warps.
 FORMS = {
-    "maps": (2, 1024, 1, 2),
+    "maps": (4, 1024, 1, 4),
     "head": (8, 1024, 1, 4),
     "gated": (2, 1024, 1, 4),
     "added": (2, 1024, 1, 4),
-    "added_long": (2, 1024, 1, 4),
+    "added_long": (2, 1024, 3, 4),
 }
 # For several inputs: rows that a program maps, and the most inputs. Products this small stay with
 # the older matrix instructions; Triton 3.6 is known to go wrong in narrow ones of Hopper's own.

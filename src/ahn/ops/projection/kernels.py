@@ -12,6 +12,8 @@ import triton.language as tl
 
 from ahn.ops.overlap import let_next_start, wait_for_previous
 
+SHORT: tl.constexpr = tl.constexpr(4096)  # inputs whose loop is unrolled
+
 
 @triton.jit
 def _silu(x):
@@ -37,6 +39,22 @@ def _choose(
 def _block(weight, place, inside, columns, D: tl.constexpr):
     """Numbers of a weight's rows at `columns`."""
     return tl.load(weight + place + columns[None, :], inside[:, None] & (columns < D)[None, :], 0.0)
+
+
+@triton.jit
+def _add_block(
+    total, total_other, squares, x, norm, columns, block, other, D: tl.constexpr,
+    NORMED: tl.constexpr, PAIRED: tl.constexpr,
+):  # fmt: skip
+    """The sums, with the input's numbers at `columns` and a block of weights counted in."""
+    part = tl.load(x + columns, columns < D, 0.0).to(tl.float32)
+    if NORMED:
+        squares += part * part
+        part = part * tl.load(norm + columns, columns < D, 0.0).to(tl.float32)
+    total += block.to(tl.float32) * part[None, :]
+    if PAIRED:
+        total_other += other.to(tl.float32) * part[None, :]
+    return total, total_other, squares
 
 
 @triton.jit
@@ -73,30 +91,33 @@ def map_vector(
     blocks, others = (), ()
     for n in tl.static_range(AHEAD):
         blocks += (_block(weight, place, inside, n * BLOCK + i, D),)
-        if PAIRED:
-            others += (_block(second, place, inside, n * BLOCK + i, D),)
+        others += (_block(second, place, inside, n * BLOCK + i, D) if PAIRED else 0.0,)
     wait_for_previous(OVERLAP)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     total_other = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, D, AHEAD * BLOCK):
-        later, others_later = (), ()
-        for n in tl.static_range(AHEAD):
-            numbers = start + n * BLOCK + i
-            part = tl.load(x + numbers, numbers < D, 0.0).to(tl.float32)
-            if NORMED:
-                squares += part * part
-                part = part * tl.load(norm + numbers, numbers < D, 0.0).to(tl.float32)
-            total += blocks[n].to(tl.float32) * part[None, :]
-            if PAIRED:
-                total_other += others[n].to(tl.float32) * part[None, :]
-            if AHEAD * BLOCK < D:
-                numbers += AHEAD * BLOCK
-                later += (_block(weight, place, inside, numbers, D),)
-                if PAIRED:
-                    others_later += (_block(second, place, inside, numbers, D),)
-        if AHEAD * BLOCK < D:
-            blocks, others = later, others_later
+    if D <= SHORT:
+        for n in tl.static_range((D + BLOCK - 1) // BLOCK):
+            total, total_other, squares = _add_block(
+                total, total_other, squares, x, norm, n * BLOCK + i, blocks[n], others[n], D,
+                NORMED, PAIRED,
+            )  # fmt: skip
+            if (n + AHEAD) * BLOCK < D:
+                later = (n + AHEAD) * BLOCK + i
+                blocks += (_block(weight, place, inside, later, D),)
+                others += (_block(second, place, inside, later, D) if PAIRED else 0.0,)
+    else:
+        for start in range(0, D, AHEAD * BLOCK):
+            new, new_others = (), ()
+            for n in tl.static_range(AHEAD):
+                now, later = start + n * BLOCK + i, start + (n + AHEAD) * BLOCK + i
+                total, total_other, squares = _add_block(
+                    total, total_other, squares, x, norm, now, blocks[n], others[n], D,
+                    NORMED, PAIRED,
+                )  # fmt: skip
+                new += (_block(weight, place, inside, later, D),)
+                new_others += (_block(second, place, inside, later, D) if PAIRED else 0.0,)
+            blocks, others = new, new_others
     result, factor = tl.sum(total, 1), 1.0
     if NORMED:
         factor = tl.rsqrt(tl.sum(squares, 0) / D + eps)
