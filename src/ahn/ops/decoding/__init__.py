@@ -16,10 +16,9 @@ __all__ = ["NewToken", "Ring", "Turn", "fused_decoding", "why_not_fused"]
 
 LARGEST_PIECE = 2048  # slots, so that the merge's table of pieces stays small
 BLOCK = 64  # slots a program looks at together
-AHEAD = 128  # slots a program asks for before it knows the query
-STAGES = 3  # of these blocks, on their way at the same time
-WARPS, MERGE_WARPS = 4, 2
-MERGE_COLUMNS = 32
+STAGES = 2  # of these blocks; more take the room of the next kernels' first programs
+AHEAD = 64  # slots a program asks for before it knows the query
+MERGE_WARPS, MERGE_COLUMNS = 1, 32
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,8 @@ def _update_and_attend(
         _row_stride(ring), turned.pop("angle_stride"), pieces=pieces, per_piece=per_piece,
         updates=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
         # The state's small programs fill what the pieces of many rows leave idle at their end.
-        UPDATES_FIRST=batch == 1, NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)),
-        BLOCK=BLOCK, AHEAD=AHEAD, num_warps=WARPS, num_stages=STAGES,
+        UPDATES_FIRST=batch == 1, NUM_GATES=gates, RULE=rule,
+        HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK, AHEAD=AHEAD, num_stages=STAGES,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **turned, **_sizes(query, ring),
     )  # fmt: skip

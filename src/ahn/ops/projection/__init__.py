@@ -20,12 +20,13 @@ __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
 # For one input: rows of a weight that a program maps, numbers of a row it reads together, how many
 # of these blocks it asks for before it knows the input, warps.
 FORMS = {
-    "maps": (4, 1024, 1, 4),
+    "maps": (4, 512, 2, 4),
     "head": (8, 1024, 1, 4),
     "gated": (2, 1024, 1, 4),
-    "added": (2, 1024, 1, 4),
-    "added_long": (2, 1024, 3, 4),
+    "added": (2, 1024, 2, 4),
+    "added, long": (4, 1024, 2, 8),
 }
+SHORT = 2048  # numbers of a row: unrolled, more would take the registers of other programs
 # For several inputs: rows that a program maps, and the most inputs. Products this small stay with
 # the older matrix instructions; Triton 3.6 is known to go wrong in narrow ones of Hopper's own.
 ROWS, BATCH = 16, 32
@@ -85,7 +86,7 @@ def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
         residual.addmm_(x, linear.weight.t())
         return residual if linear.bias is None else residual.add_(linear.bias)
     out = torch.empty_like(residual)
-    form = "added" if x.shape[1] <= residual.shape[1] else "added_long"
+    form = "added" if x.shape[1] <= residual.shape[1] else "added, long"
     _run_vector(x, [linear], out, form, residual=residual)
     return out
 
@@ -124,8 +125,9 @@ def _run_vector(
         x if second is None else second, x if residual is None else residual, out,
         eps=0.0 if norm is None else norm.eps, D=x.shape[1], ROWS=rows,
         BLOCK=min(block, 1 << (x.shape[1] - 1).bit_length()), AHEAD=ahead,
-        NORMED=norm is not None, PAIRED=second is not None, ADDED=residual is not None,
-        num_warps=warps, **places, **launch_options(x.device, starts_chain),
+        UNROLLED=x.shape[1] <= SHORT, NORMED=norm is not None, PAIRED=second is not None,
+        ADDED=residual is not None, num_warps=warps,
+        **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 

@@ -12,8 +12,6 @@ import triton.language as tl
 
 from ahn.ops.overlap import let_next_start, wait_for_previous
 
-SHORT: tl.constexpr = tl.constexpr(4096)  # inputs whose loop is unrolled
-
 
 @triton.jit
 def _silu(x):
@@ -36,25 +34,33 @@ def _choose(
 
 
 @triton.jit
-def _block(weight, place, inside, columns, D: tl.constexpr):
-    """Numbers of a weight's rows at `columns`."""
-    return tl.load(weight + place + columns[None, :], inside[:, None] & (columns < D)[None, :], 0.0)
+def _block(weight, second, place, inside, columns, D: tl.constexpr, PAIRED: tl.constexpr):
+    """Numbers of a weight's rows at `columns`; and of the other weight's, of a PAIRED map."""
+    some = inside[:, None] & (columns < D)[None, :]
+    block = tl.load(weight + place + columns[None, :], some, 0.0)
+    other = tl.load(second + place + columns[None, :], some, 0.0) if PAIRED else 0.0
+    return block, other
 
 
 @triton.jit
 def _add_block(
-    total, total_other, squares, x, norm, columns, block, other, D: tl.constexpr,
-    NORMED: tl.constexpr, PAIRED: tl.constexpr,
-):  # fmt: skip
+    sums, block, x, norm, columns, D: tl.constexpr, NORMED: tl.constexpr, PAIRED: tl.constexpr
+):
     """The sums, with the input's numbers at `columns` and a block of weights counted in."""
+    total, total_other, squares = sums
     part = tl.load(x + columns, columns < D, 0.0).to(tl.float32)
     if NORMED:
         squares += part * part
         part = part * tl.load(norm + columns, columns < D, 0.0).to(tl.float32)
-    total += block.to(tl.float32) * part[None, :]
+    total += block[0].to(tl.float32) * part[None, :]
     if PAIRED:
-        total_other += other.to(tl.float32) * part[None, :]
+        total_other += block[1].to(tl.float32) * part[None, :]
     return total, total_other, squares
+
+
+@triton.jit
+def _and(some, one):
+    return some + (one,)
 
 
 @triton.jit
@@ -76,6 +82,7 @@ def map_vector(
     BLOCK: tl.constexpr,
     AHEAD: tl.constexpr,  # blocks that a program asks for before it knows the input
     COUNT: tl.constexpr,
+    UNROLLED: tl.constexpr,
     NORMED: tl.constexpr,
     PAIRED: tl.constexpr,
     ADDED: tl.constexpr,
@@ -88,36 +95,28 @@ def map_vector(
     r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     inside, place = r < size, r[:, None] * D
     let_next_start(OVERLAP)
-    blocks, others = (), ()
+    blocks = ()
     for n in tl.static_range(AHEAD):
-        blocks += (_block(weight, place, inside, n * BLOCK + i, D),)
-        others += (_block(second, place, inside, n * BLOCK + i, D) if PAIRED else 0.0,)
+        first_columns = n * BLOCK + i
+        blocks = _and(blocks, _block(weight, second, place, inside, first_columns, D, PAIRED))
     wait_for_previous(OVERLAP)
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    total_other = tl.zeros((ROWS, BLOCK), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    if D <= SHORT:
+    zeros = tl.zeros((ROWS, BLOCK), tl.float32)
+    sums = (zeros, zeros, tl.zeros((BLOCK,), tl.float32))
+    if UNROLLED:
         for n in tl.static_range((D + BLOCK - 1) // BLOCK):
-            total, total_other, squares = _add_block(
-                total, total_other, squares, x, norm, n * BLOCK + i, blocks[n], others[n], D,
-                NORMED, PAIRED,
-            )  # fmt: skip
+            sums = _add_block(sums, blocks[n], x, norm, n * BLOCK + i, D, NORMED, PAIRED)
             if (n + AHEAD) * BLOCK < D:
                 later = (n + AHEAD) * BLOCK + i
-                blocks += (_block(weight, place, inside, later, D),)
-                others += (_block(second, place, inside, later, D) if PAIRED else 0.0,)
+                blocks = _and(blocks, _block(weight, second, place, inside, later, D, PAIRED))
     else:
         for start in range(0, D, AHEAD * BLOCK):
-            new, new_others = (), ()
+            new = ()
             for n in tl.static_range(AHEAD):
                 now, later = start + n * BLOCK + i, start + (n + AHEAD) * BLOCK + i
-                total, total_other, squares = _add_block(
-                    total, total_other, squares, x, norm, now, blocks[n], others[n], D,
-                    NORMED, PAIRED,
-                )  # fmt: skip
-                new += (_block(weight, place, inside, later, D),)
-                new_others += (_block(second, place, inside, later, D) if PAIRED else 0.0,)
-            blocks, others = new, new_others
+                sums = _add_block(sums, blocks[n], x, norm, now, D, NORMED, PAIRED)
+                new = _and(new, _block(weight, second, place, inside, later, D, PAIRED))
+            blocks = new
+    total, total_other, squares = sums
     result, factor = tl.sum(total, 1), 1.0
     if NORMED:
         factor = tl.rsqrt(tl.sum(squares, 0) / D + eps)
