@@ -98,7 +98,7 @@ def merge(out: Tensor, read: Tensor | None) -> Tensor:
         return out
     exact = out.shape[1] - read.shape[1]
     if not torch.is_grad_enabled() and out.dtype == read.dtype:
-        out[:, exact:] += read
+        out[:, exact:].add_(read)
         return out
     if exact and torch.is_grad_enabled() and out.dtype == read.dtype:
         return _AddedToLast.apply(out, read)
@@ -112,8 +112,10 @@ class _AddedToLast(torch.autograd.Function):
     @staticmethod
     def forward(ctx, out, read):
         ctx.count = read.shape[1]
-        merged = out.clone()
-        merged[:, -ctx.count :] += read
+        merged = torch.empty_like(out)
+        exact = out.shape[1] - ctx.count
+        merged[:, :exact] = out[:, :exact]
+        torch.add(out[:, exact:], read, out=merged[:, exact:])
         return merged
 
     @staticmethod
