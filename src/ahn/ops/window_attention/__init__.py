@@ -68,9 +68,7 @@ def window_attention(
     whole = isinstance(start, int) and start == before == 0 and torch.is_grad_enabled()
     if whole and why_not_cudnn(query, values[0], dropout) is None:
         tokens = (joined(keys), joined(values))
-        return whole_window_attention(
-            query, *tokens, sink_key, sink_value, window, scale, kept
-        )
+        return whole_window_attention(query, *tokens, sink_key, sink_value, window, scale, kept)
     reference = partial(
         blocked_window_attention,
         sink_key=sink_key, sink_value=sink_value,

@@ -120,7 +120,9 @@ def whole_window_attention(
         key = torch.cat([sink_key[:, :, :sinks], key[:, :, sinks:]], 2)
         value = torch.cat([sink_value[:, :, :sinks], value[:, :, sinks:]], 2)
     inputs = (x.transpose(1, 2) for x in (query, key, value))
-    return _Pieces.apply(*inputs, pieces(query.shape[2], window, sinks), scale, kept).transpose(1, 2)
+    return _Pieces.apply(*inputs, pieces(query.shape[2], window, sinks), scale, kept).transpose(
+        1, 2
+    )
 
 
 class _Pieces(torch.autograd.Function):
