@@ -7,11 +7,11 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ahn.ops.gated_mlp import gated_mlp, why_not_gated_mlp
+from ahn.ops.rms_norm import rms_norm, why_not_rms_norm
 
 PATCHED = "ahn_liger"  # attribute of the decoder: the modules whose forward is Liger's
 ROPE = "apply_rotary_pos_emb"  # as the families' modelling code calls it
@@ -92,9 +92,11 @@ def _activation(module: Any) -> str:
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
+    weight, eps = module.weight, module.variance_epsilon
+    if why_not_rms_norm(hidden_states, weight) is None:
+        return rms_norm(hidden_states, weight, eps)
     from liger_kernel.ops import LigerRMSNormFunction
 
-    weight, eps = module.weight, module.variance_epsilon
     return LigerRMSNormFunction.apply(hidden_states, weight, eps, 0.0, "llama", False)
 
 
