@@ -49,7 +49,7 @@ def leaving(
 
 
 def _first(pieces: Sequence[Tensor], count: int, held: bool) -> Tensor:
-    if len(pieces) == 1 and torch.is_grad_enabled():
+    if held and len(pieces) == 1 and torch.is_grad_enabled():
         return _Part.apply(pieces[0], 0, count)
     found = columns(pieces, 0, count) or [pieces[0][:, :, :0]]
     return joined(found) if held else torch.cat(found, 2)

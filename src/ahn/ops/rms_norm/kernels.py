@@ -17,8 +17,9 @@ def rms_norm_kernel(
     known = tl.load(x + row * SIZE + i, inside, 0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(known * known, 1) / SIZE + eps)[:, None]
     dtype = x.dtype.element_ty
-    unit = (known * scale).to(dtype)
-    tl.store(out + row * SIZE + i, unit * tl.load(weight + i, i < SIZE, 0.0).to(dtype), inside)
+    unit = (known * scale).to(dtype).to(tl.float32)  # rounded as transformers does
+    factor = tl.load(weight + i, i < SIZE, 0.0).to(tl.float32)
+    tl.store(out + row * SIZE + i, (unit * factor).to(dtype), inside)
 
 
 @triton.jit

@@ -80,7 +80,7 @@ class Piece(NamedTuple):
         if self.is_far:
             from ahn.ops.window_attention.turn import turn
 
-            turn(whole, part, add=True)
+            turn(whole, part.contiguous(), add=True)
         else:
             whole.add_(part)
 
