@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import triton.language as tl
 from triton.runtime import interpreter
 
 
@@ -29,6 +30,31 @@ def mend_indexing(monkeypatch) -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+def mend_bfloat16(monkeypatch) -> None:
+    """Triton 3.6 multiplies the bits of bfloat16 matrices, and cuts numbers off to make them."""
+
+    def exact(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle.data
+        return (handle.data.astype(np.uint32) << 16).view(np.float32)
+
+    def dot(self, a, b, added, *options):
+        product = np.matmul(exact(a), exact(b), dtype=added.data.dtype)
+        return interpreter.TensorHandle(product + added.data, added.dtype.scalar)
+
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def rounded(self, x, to):
+        if (x.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, x, to)
+        bits = x.data.astype(np.float32).view(np.uint32)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return interpreter.TensorHandle(bits.astype(np.uint16), tl.bfloat16)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounded)
 
 
 def watch(monkeypatch) -> None:

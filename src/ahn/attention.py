@@ -132,7 +132,7 @@ def _many_tokens(
     state = None if call.cache is None else call.cache.recurrent_state
     with beside(query.device) as wait:
         read, gates = remember(module, query, evicted, call)
-    attend = partial(_pooled, call) if is_pooled else window_attention
+    attend = partial(_pooled, call) if is_pooled else partial(window_attention, kept=call.step.kept)
     out = attend(
         query, keys, values, *_sinks(key, value, call),
         window=call.step.window, start=start, scale=scaling, dropout=dropout,

@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from ahn.cache_layer import AHNCacheLayer
 from ahn.memory import Memory, PositionRouter
 from ahn.ops.pooled_attention import POOLINGS
+from ahn.ops.window_attention import KeptOutputs
 from ahn.slots import slot_of
 
 FULL, WINDOW, MEMORY = "full", "window", "memory"  # what a layer's queries look at
@@ -68,6 +69,7 @@ class Pass:
     segments: tuple[tuple[tuple[int, int], ...], ...] | None = None  # packed documents of each row
     decoding: Decoding | None = None  # of one new token a row
     keeps_alone: bool = False  # whether nothing is asked for but what the cache keeps
+    kept: KeptOutputs | None = None  # of a layer that is computed again for its gradient
 
     @property
     def budget(self) -> int:

@@ -49,6 +49,8 @@ def leaving(
 
 
 def _first(pieces: Sequence[Tensor], count: int, held: bool) -> Tensor:
+    if held and len(pieces) == 1 and torch.is_grad_enabled():
+        return _Part.apply(pieces[0], 0, count)
     found = columns(pieces, 0, count) or [pieces[0][:, :, :0]]
     return joined(found) if held else torch.cat(found, 2)
 
@@ -80,7 +82,10 @@ def memory_query(module: Any, query: Tensor, count: int, call: LayerCall) -> Ten
     """The last `count` queries `[B, E, H, K]`, or the cell's own map of them before RoPE."""
     first = query.shape[2] - count
     if call.memory is None or call.memory.q_proj is None or call.rope is None:
-        return query[:, :, first:].transpose(1, 2)
+        last = query[:, :, first:]
+        if torch.is_grad_enabled():
+            last = _Part.apply(query, first, query.shape[2])
+        return last.transpose(1, 2)
     raw = module.q_proj(call.hidden[:, first:]).unflatten(-1, (query.shape[1], -1))
     own = call.memory.q_proj(raw.to(call.memory.q_proj.weight.dtype))
     own = own.to(query.dtype).transpose(1, 2)
@@ -98,12 +103,36 @@ def merge(out: Tensor, read: Tensor | None) -> Tensor:
         return out
     exact = out.shape[1] - read.shape[1]
     if not torch.is_grad_enabled() and out.dtype == read.dtype:
-        out[:, exact:] += read
+        out[:, exact:].add_(read)
         return out
     if exact and torch.is_grad_enabled() and out.dtype == read.dtype:
         return _AddedToLast.apply(out, read)
     merged = out[:, exact:] + read
     return merged if not exact else torch.cat([out[:, :exact], merged], 1)
+
+
+class _Part(torch.autograd.Function):
+    """Tokens `low` to `high` of `[B, H, T, K]`; the gradient lies as the tensor does.
+
+    A slice's own is in the order of its dimensions: the sum with the other gradients, in the order
+    of the projections, would be strided.
+    """
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        ctx.shape, ctx.low, ctx.high = x.shape, low, high
+        ctx.order = sorted(range(x.ndim), key=lambda dim: -x.stride(dim))
+        return x[:, :, low:high]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        found = torch.empty_permuted(
+            ctx.shape, ctx.order, dtype=gradient.dtype, device=gradient.device
+        )
+        found[:, :, : ctx.low] = 0
+        found[:, :, ctx.low : ctx.high] = gradient
+        found[:, :, ctx.high :] = 0
+        return found, None, None
 
 
 class _AddedToLast(torch.autograd.Function):
@@ -112,8 +141,10 @@ class _AddedToLast(torch.autograd.Function):
     @staticmethod
     def forward(ctx, out, read):
         ctx.count = read.shape[1]
-        merged = out.clone()
-        merged[:, -ctx.count :] += read
+        merged = torch.empty_like(out)
+        exact = out.shape[1] - ctx.count
+        merged[:, :exact] = out[:, :exact]
+        torch.add(out[:, exact:], read, out=merged[:, exact:])
         return merged
 
     @staticmethod

@@ -42,9 +42,7 @@ def stand_in(monkeypatch):
     ops.LigerRMSNormFunction = SimpleNamespace(apply=_rms_norm)
     ops.LigerSiLUMulFunction = SimpleNamespace(apply=_silu_mul)
     rope.liger_rotary_pos_emb = _rope
-    ours = ModuleType("ahn.ops.silu_mul")
-    ours.silu_mul_ = _silu_mul
-    for module in (ops, rope, ours):
+    for module in (ops, rope):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(liger, "_why_not_here", lambda decoder: None)
     CALLS.clear()

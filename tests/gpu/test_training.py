@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from ahn.memory import build_cell
+from ahn.ops.gated_mlp import ROWS, gated_mlp, why_not_gated_mlp
 from ahn.ops.logit_losses import logit_losses
 from ahn.ops.read_out import gated_norm
-from ahn.ops.window_attention import window_attention
+from ahn.ops.rms_norm import rms_norm
+from ahn.ops.window_attention import KeptOutputs, window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller
 from ahn.training.losses import IGNORE, _plain
@@ -79,6 +88,61 @@ def test_norm_and_gate(cell, heads):
     found, expected = (torch.autograd.grad(x, leaves, wanted) for x in (ours, exact))
     for a, b in zip(found, expected):
         assert difference(a, b) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(2, 100, 2048), (1, 70, 16, 128), (3, 3584)])
+def test_norm_with_a_frozen_weight(shape):
+    x, wanted = (torch.randn(shape, device=DEVICE).bfloat16() for _ in range(2))
+    weight = torch.randn(shape[-1], device=DEVICE).bfloat16()
+    found = []
+    for form, dtype in ((rms_norm, None), (plain_norm, None), (plain_norm, torch.float64)):
+        leaf, factor, slope = (y.to(dtype or y.dtype) for y in (x, weight, wanted))
+        leaf = leaf.detach().requires_grad_()
+        out = form(leaf, factor, 1e-6)
+        found.append([out, *torch.autograd.grad(out, leaf, slope)])
+    for ours, general, exact in zip(*found):
+        assert difference(ours, exact) <= 1.5 * difference(general, exact) + 2**-9
+
+
+def plain_norm(x, weight, eps):
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+@pytest.mark.parametrize("tokens", [5, ROWS + 77])
+def test_mlp_with_frozen_weights(tokens):
+    mlp = Qwen2MLP(Qwen2Config(hidden_size=256, intermediate_size=704)).to(DEVICE).bfloat16()
+    mlp.requires_grad_(False)
+    exact_mlp = copy.deepcopy(mlp).double()
+    x, wanted = (torch.randn(1, tokens, 256, device=DEVICE).bfloat16() for _ in range(2))
+    assert why_not_gated_mlp(x, list(mlp.parameters())) is None
+    found = []
+    for form, dtype in ((partial(gated_mlp, mlp=mlp), x.dtype), (mlp, x.dtype), (exact_mlp, None)):
+        leaf, slope = (y.to(dtype or torch.float64) for y in (x, wanted))
+        leaf = leaf.detach().requires_grad_()
+        out = checkpoint(form, leaf, use_reentrant=False)
+        found.append([out, *torch.autograd.grad(out, leaf, slope)])
+    for ours, general, exact in zip(*found):
+        assert difference(ours, exact) <= 1.5 * difference(general, exact) + 2**-9
+
+
+@pytest.mark.parametrize("length", [2048, 1000])
+def test_attention_that_is_kept_is_that_of_the_first_run(length):
+    """As a layer that is computed again for its gradient uses it."""
+    leaves = [torch.randn(1, length, h, 128, device=DEVICE).bfloat16() for h in (8, 2, 2)]
+    leaves = [x.transpose(1, 2).requires_grad_() for x in leaves]
+    none = [x[:, :, :0].detach() for x in leaves[1:]]
+    found = []
+    for kept in (None, KeptOutputs()):
+
+        def run(*tensors, kept=kept):
+            if kept is not None:
+                kept.start_run()
+            return window_attention(*tensors, *none, window=256, start=0, kept=kept)
+
+        out = checkpoint(run, *leaves, use_reentrant=False)
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
+    for ours, expected in zip(*found):
+        assert difference(ours, expected) < 2**-8
 
 
 @over_cells

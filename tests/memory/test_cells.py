@@ -171,3 +171,16 @@ def test_cells_of_other_packages_come_by_entry_point(monkeypatch):
     monkeypatch.setattr(base, "entry_points", entry_points)
     assert cell_by_name("Theirs") is cell_by_name("DeltaNet")
     assert "Theirs" in registered_cells()
+
+
+@over_cells
+def test_gates_of_one_product_equal_those_of_several(cell):
+    memory, hidden = fresh(cell), hidden_states(7).requires_grad_()
+    maps = [x for m in memory.fused().gate_maps for x in (m.weight, m.bias) if x is not None]
+    apart = (memory.write_gates(hidden), memory.output_gate(hidden))
+    found = []
+    for gates in (base.gates_of(hidden, memory.fused()), apart):
+        total = sum((i + 1) * x.sin().sum() for i, x in enumerate(gates))
+        found.append([*gates, *torch.autograd.grad(total, [hidden, *maps])])
+    for one, other in zip(*found):
+        assert_close(one, other, 1e-12)

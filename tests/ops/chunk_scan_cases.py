@@ -16,7 +16,7 @@ from ahn.ops.layout import l2_normalize, repeat_heads
 from ahn.ops.ssd import chunk_ssd
 from ahn.ops.ssd import fused as state_space
 from models import assert_close
-from watched_memory import mend_indexing, unwritten_is_nan, watch
+from watched_memory import mend_bfloat16, mend_indexing, unwritten_is_nan, watch
 
 HEADS, GROUPS = 4, 2
 RULES = ["delta_rule", "gated_delta_rule", "ssd"]
@@ -135,3 +135,27 @@ def test_without_a_state_it_starts_from_zeros(rule):
         by_kernels(rule, **{**arguments, "state": None}), by_kernels(rule, **zeros)
     ):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("rule", RULES[1:])
+def test_the_decay_loses_little_in_half_precision(rule, monkeypatch):
+    """Its gradient is a small difference of large sums, summed once more over all tokens."""
+    mend_bfloat16(monkeypatch)
+    arguments = {name: x.bfloat16().float() for name, x in inputs(200, 16, 16).items()}
+    half = ("query", "key", "value")
+    wanted = torch.randn(2, 200, HEADS, 16).bfloat16()
+    found = []
+    for form, dtype in ((by_pytorch, torch.float64), (by_kernels, torch.float32)):
+        leaves = {name: x.to(dtype).requires_grad_() for name, x in arguments.items()}
+        given = (
+            leaves
+            if form is by_pytorch
+            else {name: x.bfloat16() if name in half else x for name, x in leaves.items()}
+        )
+        output, _ = form(rule, **given)
+        (output * wanted.to(output.dtype)).sum().backward()
+        decay = leaves["log_decay"]
+        found.append(torch.stack([decay.grad.sum((0, 1)), (decay.grad * decay).sum((0, 1))]))
+    exact, got = (x.detach().double() for x in found)
+    for head, error in enumerate((got - exact).norm(dim=0) / exact.norm(dim=0)):
+        assert error < 0.06, (head, error)

@@ -18,6 +18,7 @@ for name in ("DeltaNet", "GatedDeltaNet", "Mamba2"):
             read = torch.randn(batch, tokens, heads, dim, requires_grad=True)
             leaves = [read, fused.norm, cell.g_proj.weight]
             wanted = torch.randn(batch, tokens, heads, dim)
+            wanted = wanted.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
             ours = gated_norm(read, cell.output_gate(hidden), fused, torch.float32)
             found = [ours, *torch.autograd.grad(ours, leaves, wanted)]
             exact = cell.read_out(read, hidden)

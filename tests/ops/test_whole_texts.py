@@ -5,13 +5,17 @@ cuDNN runs on a GPU alone; here plain PyTorch stands in for it, forward and back
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ahn.ops import window_attention as api
 from ahn.ops.window_attention import gradient
 from ahn.ops.window_attention.reference import blocked_window_attention
-from models import assert_close
+from ahn.training import Distiller, two_streams
+from models import assert_close, memory_parameters, new_model, random_ids
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +24,12 @@ def _plain_blocks(monkeypatch):
     monkeypatch.setattr(gradient, "attend", attend)
     monkeypatch.setattr(gradient, "attend_backward", attend_backward)
     monkeypatch.setattr(gradient, "join", join)
+    monkeypatch.setitem(sys.modules, "ahn.ops.window_attention.turn", SimpleNamespace(turn=turn))
+
+
+def turn(to, x, add=False):
+    """As the kernel does it."""
+    to.copy_(to + x.flip(1) if add else x.flip(1))
 
 
 def join(out, near, shared, far, with_lse):
@@ -91,3 +101,32 @@ def reference(*tensors, window, start):
 @pytest.mark.parametrize(("length", "expected"), [(24576, 2), (24576 + 128, 5), (131072, 2)])
 def test_a_text_of_any_length_takes_a_few_calls(length, expected):
     assert len(gradient.pieces(length, 2048, 0)) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_step_that_keeps_attention_equals_one_that_does_not(rows, monkeypatch):
+    """Every layer's attention is computed once for the student, not twice."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(gradient, "attend", counted)
+    ids = random_ids(50, batch=rows)
+    found = []
+    for keeps in (False, True):
+        monkeypatch.setattr(two_streams, "_has_room", lambda *_, keeps=keeps: keeps)
+        model = new_model(dtype=torch.float64)
+        calls.clear()
+        loss = Distiller(model)(ids, window=16, num_sinks=4).loss
+        first = len(calls)
+        loss.backward(retain_graph=keeps)
+        assert len(calls) == first * (1 if keeps else 2)
+        found.append({n: p.grad.clone() for n, p in memory_parameters(model).items()})
+    for name, expected in found[0].items():
+        assert torch.equal(found[1][name], expected), name
+    loss.backward()  # a second time: nothing is kept any longer
+    assert len(calls) == 2 * first
+    for name, parameter in memory_parameters(model).items():
+        assert_close(parameter.grad, 2 * found[1][name], 1e-12, name)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from ahn.ops.gated_mlp import gated_mlp, why_not_gated_mlp
+from ahn.ops.rms_norm import rms_norm, why_not_rms_norm
 
 PATCHED = "ahn_liger"  # attribute of the decoder: the modules whose forward is Liger's
 ROPE = "apply_rotary_pos_emb"  # as the families' modelling code calls it
@@ -90,27 +92,27 @@ def _activation(module: Any) -> str:
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
+    weight, eps = module.weight, module.variance_epsilon
+    if why_not_rms_norm(hidden_states, weight) is None:
+        return rms_norm(hidden_states, weight, eps)
     from liger_kernel.ops import LigerRMSNormFunction
 
-    weight, eps = module.weight, module.variance_epsilon
     return LigerRMSNormFunction.apply(hidden_states, weight, eps, 0.0, "llama", False)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
-    gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(_silu_mul(gate, up, is_ours=not module.gate_proj._forward_hooks))
+    maps = (module.gate_proj, module.up_proj, module.down_proj)
+    if all(map(_is_plain, maps)) and why_not_gated_mlp(x, [m.weight for m in maps]) is None:
+        return gated_mlp(x, module)
+    from liger_kernel.ops import LigerSiLUMulFunction
+
+    return module.down_proj(LigerSiLUMulFunction.apply(module.gate_proj(x), module.up_proj(x)))
 
 
-def _silu_mul(gate: Tensor, up: Tensor, is_ours: bool) -> Tensor:
-    """silu(gate) * up, over `gate` where no gradient and nobody else needs it."""
-    plain = gate.is_contiguous() and up.is_contiguous()
-    if torch.is_grad_enabled() or not (is_ours and plain):
-        from liger_kernel.ops import LigerSiLUMulFunction
-
-        return LigerSiLUMulFunction.apply(gate, up)
-    from ahn.ops.silu_mul import silu_mul_
-
-    return silu_mul_(gate, up)
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether a product with its weight is all that calling it does."""
+    watched = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+    return type(linear) is nn.Linear and linear.bias is None and not watched
 
 
 def _rope(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

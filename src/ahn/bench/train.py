@@ -19,6 +19,7 @@ from ahn.bench.profile import kernel_times
 from ahn.cost import train_flops
 from ahn.training import Distiller, memory_parameters
 from ahn.training.losses import LossWeights
+from ahn.training.sharding import round_weights_alone
 
 STRATEGIES = ("ddp", "fsdp2")
 # The original code on one H200, shape of Qwen2.5-3B, window 2,048, no sinks, KL (measured):
@@ -45,7 +46,8 @@ def accelerator(strategy: str, device: torch.device, dtype: torch.dtype) -> Acce
             cpu_ram_efficient_loading=False,
         )
     names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-    return Accelerator(mixed_precision=names.get(dtype, "no"), **options)
+    found = Accelerator(mixed_precision=names.get(dtype, "no"), **options)
+    return round_weights_alone(found)
 
 
 def bench_train(

@@ -188,19 +188,30 @@ class Memory(nn.Module, ABC):
         dtype = hidden.dtype
         if not torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(self.o_proj.weight.dtype)
-        new_gates = self.write_gates(hidden)
+        fused = self._fused_on(hidden)
+        output_gate = None
+        if fused is not None and torch.is_grad_enabled():
+            new_gates, output_gate = gates_of(hidden, fused)
+        else:
+            new_gates = self.write_gates(hidden)
         evicted = query.shape[1]
         if not evicted:
             return query, state, new_gates
         gates = new_gates if past_gates is None else torch.cat([past_gates, new_gates], 1)
         read, state = self.write_and_read(query, key, value, gates[:, :evicted], keep, state)
-        return self._mapped(read, hidden).to(dtype), state, new_gates
+        return self._mapped(read, hidden, output_gate).to(dtype), state, new_gates
 
-    def _mapped(self, read: Tensor, hidden: Tensor) -> Tensor:
-        """`read_out` and the linear map of each head, `[B, E, H, V]`; hidden `[B, C, D]`."""
-        weight = self.o_proj.weight
-        # Where no kernel can run, not even asked: a step on a CPU would feel it in every layer.
-        fused = self.fused() if read.is_cuda and self.kernels != "torch" else None
+    def _fused_on(self, x: Tensor) -> FusedCell | None:
+        """As the kernels know it; where none can run, a step would feel even the question."""
+        return self.fused() if x.is_cuda and self.kernels != "torch" else None
+
+    def _mapped(self, read: Tensor, hidden: Tensor, output_gate: Tensor | None = None) -> Tensor:
+        """`read_out` and the linear map of each head, `[B, E, H, V]`; hidden `[B, C, D]`.
+
+        Args:
+            output_gate: `[B, C, H]`, where it is known.
+        """
+        weight, fused = self.o_proj.weight, self._fused_on(read)
         if fused is not None and why_not_fused_read_out(read, weight) is None:
             return read_out(read, self.output_gate(hidden[:, -read.shape[1] :]), fused)
         dtype, device = weight.dtype, read.device.type
@@ -208,7 +219,8 @@ class Memory(nn.Module, ABC):
             dtype = torch.get_autocast_dtype(device)
         if fused is not None and why_not_gated_norm(read) is None:
             # The gate is cut, not its input: on the way back that would be padded to full length.
-            gate = self.output_gate(hidden)[:, -read.shape[1] :]
+            gate = self.output_gate(hidden) if output_gate is None else output_gate
+            gate = gate[:, -read.shape[1] :]
             return self.o_proj(gated_norm(read, gate, fused, dtype))
         return self.o_proj(self.read_out(read, hidden[:, -read.shape[1] :]).to(dtype))
 
@@ -228,6 +240,18 @@ class Memory(nn.Module, ABC):
                 if module.bias is not None:
                     init.zeros_(module.bias)
         init.zeros_(self.o_proj.weight)
+
+
+def gates_of(hidden: Tensor, cell: FusedCell) -> tuple[Tensor, Tensor]:
+    """Raw write gates `[B, T, H, n]` and output gates `[B, T, H]` of `[B, T, D]`, by one product.
+
+    On the way back its gradient by `hidden` is one as well, where maps apart leave sums of them.
+    """
+    weight = torch.cat([x.weight for x in cell.gate_maps])
+    biases = [x.bias for x in cell.gate_maps if x.bias is not None]
+    found = nn.functional.linear(hidden, weight, torch.cat(biases) if biases else None)
+    *write, output = found.unflatten(-1, (len(cell.gate_maps), -1)).unbind(-2)
+    return torch.stack(write, -1), output
 
 
 def masked(gate: Tensor, keep: Tensor | None) -> Tensor:

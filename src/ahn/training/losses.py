@@ -114,16 +114,8 @@ class _FusedHead(torch.autograd.Function):
             piece = slice(first, first + chunk)
             labels = None if targets is None else targets[piece]
             counts = None if kl_counts is None else kl_counts[piece]
-            with torch.set_grad_enabled(wanted):
-                hidden = student[piece].detach().requires_grad_(wanted)
-                logits = head(hidden)
-            with torch.no_grad():
-                both = (logits.detach(), head(teacher[piece]))
-                run = _plain if why_not_fused_losses(logits) else _fused
-                found, slope = run(*both, labels, counts, weights, wanted)
-                sums += found
-            if gradient is not None:
-                (gradient[piece],) = torch.autograd.grad(logits, hidden, slope)
+            to = None if gradient is None else gradient[piece]
+            sums += _piece(head, student[piece], teacher[piece], labels, counts, weights, to)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(*(parts := sums.unbind()))
         # A weight of 0 leaves a loss out, even an infinite one.
@@ -134,6 +126,33 @@ class _FusedHead(torch.autograd.Function):
     def backward(ctx, total, *_):
         (gradient,) = ctx.saved_tensors
         return (gradient * total.to(gradient.dtype), *[None] * 6)
+
+
+def _piece(
+    head: nn.Module,
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    counts: Tensor | None,
+    weights: tuple[float, float],
+    gradient: Tensor | None,
+) -> Tensor:
+    """Sums of the losses of some tokens `[3]`, whose logits exist in here alone.
+
+    Args:
+        gradient: takes that by the student's hidden states, where it is wanted.
+    """
+    wanted = gradient is not None
+    with torch.set_grad_enabled(wanted):
+        hidden = student.detach().requires_grad_(wanted)
+        logits = head(hidden)
+    with torch.no_grad():
+        both = (logits.detach(), head(teacher))
+        run = _plain if why_not_fused_losses(logits) else _fused
+        sums, slope = run(*both, labels, counts, weights, wanted)
+    if gradient is not None:
+        gradient.copy_(torch.autograd.grad(logits, hidden, slope)[0])
+    return sums
 
 
 def _fused(

@@ -23,6 +23,7 @@ from ahn.training.limits import Limits, LimitSampler
 from ahn.training.loop import parameter_groups
 from ahn.training.losses import IGNORE
 from ahn.training.meter import Meter
+from ahn.training.sharding import round_weights_alone
 
 STAGING = ".saving"  # where a checkpoint is written before it takes its name
 
@@ -44,6 +45,7 @@ class DistillTrainer(Trainer):
         self.sampler, self.map_rate, self.meter = sampler, map_rate, Meter()
         self._staging: Path | None = None
         super().__init__(model=model, **options)
+        round_weights_alone(self.accelerator)
 
     @property
     def attached(self) -> Any:

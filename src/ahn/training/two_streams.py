@@ -20,6 +20,11 @@ from transformers import PreTrainedModel
 from ahn.attach.hooks import PASS
 from ahn.attach.support import decoder_layers
 from ahn.calls import FULL
+from ahn.cost import Shape
+from ahn.ops.window_attention import KeptOutputs
+
+SHARE_OF_FREE = 1 / 3  # of a GPU's memory; the layers' inputs, that are always kept, are as large
+LSE_BYTES = 4  # a token and head
 
 OnLayer = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,6 +34,7 @@ class _Streams:
     """What passes between the layers of one forward beside the student's hidden states."""
 
     checkpointing: bool
+    keeps_attention: bool
     on_layer: OnLayer | None
     last: int
     teacher: Tensor | None = None
@@ -45,6 +51,9 @@ class _Streams:
         before = hidden.detach() if self.teacher is None else self.teacher
         with torch.no_grad():
             self.teacher = run(before, *args, **{**kwargs, PASS: replace(step, mode=FULL)})
+        if self.keeps_attention:
+            kept = KeptOutputs()
+            run, kwargs = _counted(run, kept), {**kwargs, PASS: replace(step, kept=kept)}
         # With trained cells the first layer's output has a gradient though its input has none.
         student = self._kept_small(partial(run, **kwargs), hidden, *args)
         if self.on_layer is not None:
@@ -56,6 +65,16 @@ class _Streams:
         if not self.checkpointing or not torch.is_grad_enabled():
             return function(*args)
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _counted(run: Callable[..., Tensor], kept: KeptOutputs) -> Callable[..., Tensor]:
+    """The same function, that tells `kept` whenever it is called."""
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        kept.start_run()
+        return run(*args, **kwargs)
+
+    return counted
 
 
 def two_streams(
@@ -76,15 +95,16 @@ def two_streams(
         model: with a memory attached.
         inputs: of the decoder: `input_ids` and `position_ids` (both `[B, T]`), ...
         window, num_sinks: of the student.
-        checkpointing: keep each layer's input alone and compute the layer again in the backward
-            pass.
+        checkpointing: keep each layer's input alone, and where a GPU has room for it what its
+            window attention gave, and compute the layer again in the backward pass.
         on_layer: called with the student's and the teacher's output of every layer; a scalar.
 
     Returns:
         Student, teacher (without gradient), and what `on_layer` returned for each layer.
     """
     layers = decoder_layers(model)
-    streams = _Streams(checkpointing, on_layer, last=len(layers) - 1)
+    keeps = checkpointing and torch.is_grad_enabled() and _has_room(model, inputs["input_ids"])
+    streams = _Streams(checkpointing, keeps, on_layer, last=len(layers) - 1)
     limits = {"ahn_window": window, "ahn_sinks": num_sinks}
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
@@ -92,6 +112,17 @@ def two_streams(
         both = model.get_decoder()(**inputs, **limits, use_cache=False).last_hidden_state
     teacher, student = both.chunk(2)
     return student, teacher.detach(), streams.layer_losses
+
+
+def _has_room(model: PreTrainedModel, ids: Tensor) -> bool:
+    """Whether the device has room for the window attention of all layers, from now to their end."""
+    if ids.device.type != "cuda":
+        return False
+    shape = Shape.of(model.config)
+    per_token = shape.heads * (shape.head_dim * model.dtype.itemsize + LSE_BYTES)
+    free = torch.cuda.mem_get_info(ids.device)[0]
+    free += torch.cuda.memory_reserved(ids.device) - torch.cuda.memory_allocated(ids.device)
+    return shape.layers * ids.numel() * per_token <= SHARE_OF_FREE * free
 
 
 @contextmanager

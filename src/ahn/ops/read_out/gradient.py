@@ -52,12 +52,15 @@ class _GatedNorm(torch.autograd.Function):
         from ahn.ops.read_out.kernels import gated_norm_backward_kernel
 
         read, output_gate, norm = ctx.saved_tensors
+        slope = slope.flatten(0, 1)  # of a product head by head: heads come before tokens
+        slope = slope if slope.stride(-1) == 1 else slope.contiguous()
         tokens, numbers = read.shape[0] * read.shape[1], read.shape[2] * read.shape[3]
         programs = -(-tokens // ROUNDS)
         of_read, of_gate = torch.empty_like(read), torch.empty_like(output_gate)
         of_norm = read.new_empty(programs, numbers, dtype=torch.float32)
         gated_norm_backward_kernel[(programs,)](
-            read, output_gate, norm, slope.contiguous(), of_read, of_gate, of_norm, tokens, EPS,
+            read, output_gate, norm, slope, *slope.stride()[:2], of_read, of_gate, of_norm, tokens,
+            EPS,
             ROUNDS=ROUNDS, **ctx.options,
         )  # fmt: skip
         of_norm = of_norm.view(-1, norm.numel()).sum(0).to(norm.dtype)

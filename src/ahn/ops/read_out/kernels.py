@@ -79,7 +79,8 @@ def gated_norm_kernel(
 
 @triton.jit
 def gated_norm_backward_kernel(
-    read, output_gate, norm, slope, of_read, of_gate, of_norm, tokens, eps: tl.constexpr,
+    read, output_gate, norm, slope, slope_t, slope_h, of_read, of_gate, of_norm, tokens,
+    eps: tl.constexpr,
     GATE_FIRST: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
     PADDED_HEADS: tl.constexpr, PADDED: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
@@ -93,7 +94,7 @@ def gated_norm_backward_kernel(
         inside = both & (t < tokens)
         place = (t * HEADS + h) * DIM + i
         x = tl.load(read + place, inside, 0.0).to(tl.float32)
-        y = tl.load(slope + place, inside, 0.0).to(tl.float32)
+        y = tl.load(slope + t * slope_t + h * slope_h + i, inside, 0.0).to(tl.float32)
         known = (h < HEADS) & (t < tokens)
         raw = tl.load(output_gate + t * HEADS + h, known, 0.0).to(tl.float32)
         open_ = tl.sigmoid(raw)

@@ -16,10 +16,11 @@ from ahn.ops.window_attention.dense import (
     why_not_dense,
 )
 from ahn.ops.window_attention.gradient import whole_window_attention
+from ahn.ops.window_attention.kept import KeptOutputs
 from ahn.ops.window_attention.pieces import columns, count
 from ahn.ops.window_attention.reference import blocked_window_attention
 
-__all__ = ["columns", "count", "slot_attention", "why_not_dense", "window_attention"]
+__all__ = ["KeptOutputs", "columns", "count", "slot_attention", "why_not_dense", "window_attention"]
 
 
 def window_attention(
@@ -33,6 +34,7 @@ def window_attention(
     start: int | Tensor,
     scale: float | None = None,
     dropout: float = 0.0,
+    kept: KeptOutputs | None = None,
 ) -> Tensor:
     """Softmax attention of each query over the sinks and its last `window` tokens, itself included.
 
@@ -48,6 +50,8 @@ def window_attention(
         start: position of the first key, one for all rows or `[B]`.
         scale: factor on the scores; None is K^-1/2.
         dropout: probability of dropping an attention weight.
+        kept: of a layer that is computed again for its gradient. The form with gradients for GPUs
+            leaves there what it computes, and takes it from there; the others compute it again.
 
     Returns:
         `[B, H, C, V]`. A query that is padding gets a finite value without meaning.
@@ -64,7 +68,7 @@ def window_attention(
     whole = isinstance(start, int) and start == before == 0 and torch.is_grad_enabled()
     if whole and why_not_cudnn(query, values[0], dropout) is None:
         tokens = (joined(keys), joined(values))
-        return whole_window_attention(query, *tokens, sink_key, sink_value, window, scale)
+        return whole_window_attention(query, *tokens, sink_key, sink_value, window, scale, kept)
     reference = partial(
         blocked_window_attention,
         sink_key=sink_key, sink_value=sink_value,

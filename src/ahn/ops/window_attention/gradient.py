@@ -11,12 +11,15 @@ backward pass is given those in place of the piece's.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ahn.ops.window_attention.dense import Part, join
+from ahn.ops.window_attention.kept import KeptOutputs
 
 
 class Piece(NamedTuple):
@@ -40,6 +43,11 @@ class Piece(NamedTuple):
         return self.queries == self.keys
 
     @property
+    def length(self) -> int:
+        """Tokens of the text that are its own, queries and keys; 0 where it has none."""
+        return self.queries.stop - self.queries.start if self.is_first else 0
+
+    @property
     def is_empty(self) -> bool:
         size = (self.queries.stop - self.queries.start) // max(1, self.blocks) - self.is_far
         return size <= 0 or self.keys.stop <= self.keys.start
@@ -55,11 +63,26 @@ class Piece(NamedTuple):
         return found[:, 1:] if self.is_far else found
 
     def turned(self, x: Tensor) -> Tensor:
-        """As the call has it, or back: `[blocks, size, H, *]`.
+        """As the call has it: `[blocks, size, H, *]`.
 
         Contiguous: torch keeps cuDNN's plan by the strides of query, key and value alone.
         """
-        return (x.flip(1) if self.is_far else x).contiguous()
+        if not self.is_far:
+            return x.contiguous()
+        from ahn.ops.window_attention.turn import turn
+
+        found = torch.empty_like(x, memory_format=torch.contiguous_format)
+        turn(found, x)
+        return found
+
+    def add(self, whole: Tensor, part: Tensor) -> None:
+        """Add to a part of the text `[blocks, size, H, *]` what a call gave for it."""
+        if self.is_far:
+            from ahn.ops.window_attention.turn import turn
+
+            turn(whole, part.contiguous(), add=True)
+        else:
+            whole.add_(part)
 
 
 def pieces(length: int, window: int, num_sinks: int) -> list[Piece]:
@@ -88,6 +111,7 @@ def whole_window_attention(
     sink_value: Tensor,
     window: int,
     scale: float | None,
+    kept: KeptOutputs | None,
 ) -> Tensor:
     """See `ahn.ops.window_attention`; the keys are those of the queries, from position 0 on."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -95,52 +119,85 @@ def whole_window_attention(
     if sinks:
         key = torch.cat([sink_key[:, :, :sinks], key[:, :, sinks:]], 2)
         value = torch.cat([sink_value[:, :, :sinks], value[:, :, sinks:]], 2)
-    rows = zip(*(x.transpose(1, 2) for x in (query, key, value)))
-    found = [_Pieces.apply(*row, window, sinks, scale) for row in rows]
-    return (found[0][None] if len(found) == 1 else torch.stack(found)).transpose(1, 2)
+    inputs = (x.transpose(1, 2) for x in (query, key, value))
+    return _Pieces.apply(*inputs, pieces(query.shape[2], window, sinks), scale, kept).transpose(
+        1, 2
+    )
 
 
 class _Pieces(torch.autograd.Function):
-    """Of one row: `[T, H, K]`, `[T, G, K]` and `[T, G, V]` give `[T, H, V]`."""
+    """`[B, T, H, K]`, `[B, T, G, K]` and `[B, T, G, V]` give `[B, T, H, V]`."""
 
     @staticmethod
-    def forward(ctx, query, key, value, window, num_sinks, scale):
+    def forward(ctx, query, key, value, pieces, scale, kept):
         query, key, value = (x.contiguous() for x in (query, key, value))
-        out, lse = query.new_empty(*query.shape[:2], value.shape[-1]), None
-        ctx.pieces, ctx.scale = pieces(len(query), window, num_sinks), scale
-        for piece in ctx.pieces:
-            inputs = (piece.of_queries(query), piece.of_keys(key), piece.of_keys(value))
-            part, part_lse = attend(*map(piece.turned, inputs), causal=piece.is_causal, scale=scale)
-            if lse is None:
-                lse = part_lse.new_empty(*query.shape[:2], *part_lse.shape[3:])
-            own, own_lse = piece.of_queries(out), piece.of_queries(lse)
-            if piece.is_first:
-                own.copy_(part)
-                own_lse.copy_(part_lse)
-            else:
-                known, new = _part(own, own_lse), _part(part, part_lse)
-                shared, far = (None, new) if piece.is_far else (new, None)
-                join(known.out, known, shared, far, with_lse=True)
+        ctx.pieces, ctx.scale = pieces, scale
+        compute = partial(_by_row, attend_pieces, ctx, query, key, value)
+        out, lse = compute() if kept is None else kept.get(compute)
         ctx.save_for_backward(query, key, value, out, lse)
         return out
 
     @staticmethod
     def backward(ctx, gradient):
         query, key, value, out, lse = ctx.saved_tensors
-        of_query = torch.empty_like(query)
-        of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
-        for piece in ctx.pieces:
-            inputs = [piece.of_queries(query), piece.of_keys(key), piece.of_keys(value)]
-            inputs += [piece.of_queries(x) for x in (gradient, out, lse)]
-            parts = attend_backward(
-                *map(piece.turned, inputs), causal=piece.is_causal, scale=ctx.scale
-            )
-            by_query, by_key, by_value = map(piece.turned, parts)
-            own = piece.of_queries(of_query)
-            own.copy_(by_query) if piece.is_first else own.add_(by_query)
-            piece.of_keys(of_key).add_(by_key)
-            piece.of_keys(of_value).add_(by_value)
-        return of_query, of_key, of_value, None, None, None
+        given = (query, key, value, gradient.contiguous(), out, lse)
+        return *_by_row(attend_pieces_backward, ctx, *given), None, None, None
+
+
+def _by_row(run: Callable[..., list[Tensor]], ctx: Any, *inputs: Tensor) -> Sequence[Tensor]:
+    """Of every row by itself, put together; of a single row without a copy."""
+    rows = [run(*row, ctx.pieces, ctx.scale) for row in zip(*inputs)]
+    return [x[0][None] if len(x) == 1 else torch.stack(x) for x in zip(*rows)]
+
+
+def attend_pieces(
+    query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float
+) -> list[Tensor]:
+    """Attention `[T, H, V]` and log-sum-exp `[T, H]` or `[T, H, 1]` of a row `[T, H or G, *]`."""
+    found: list[Tensor] = []
+    for piece in pieces:
+        inputs = (piece.of_queries(query), piece.of_keys(key), piece.of_keys(value))
+        parts = attend(*map(piece.turned, inputs), causal=piece.is_causal, scale=scale)
+        if len(query) == piece.length:
+            found = [part.flatten(0, 1) for part in parts]
+            continue
+        found = found or [x.new_empty(len(query), *x.shape[2:]) for x in parts]
+        own = [piece.of_queries(x) for x in found]
+        if piece.is_first:
+            for x, part in zip(own, parts):
+                x.copy_(part)
+        else:
+            known, new = _part(*own), _part(*parts)
+            shared, far = (None, new) if piece.is_far else (new, None)
+            join(known.out, known, shared, far, with_lse=True)
+    return found
+
+
+def attend_pieces_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pieces: list[Piece],
+    scale: float,
+) -> list[Tensor]:
+    """Gradients by query, key and value of a row, from that of its output."""
+    found: list[Tensor] = []
+    for piece in pieces:
+        inputs = [piece.of_queries(query), piece.of_keys(key), piece.of_keys(value)]
+        inputs += [piece.of_queries(x) for x in (gradient, out, lse)]
+        parts = attend_backward(*map(piece.turned, inputs), causal=piece.is_causal, scale=scale)
+        if len(query) == piece.length:
+            found = [part.flatten(0, 1) for part in parts]
+            continue
+        found = found or [torch.empty_like(x) for x in (query, key, value)]
+        of_query, *of_tokens = found
+        own = [piece.of_queries(of_query), *map(piece.of_keys, of_tokens)]
+        for x, part in zip(own, parts):
+            x.copy_(part) if piece.is_first else piece.add(x, part)
+    return found
 
 
 def _part(out: Tensor, lse: Tensor) -> Part:

@@ -10,6 +10,10 @@ token, D the decay between two tokens, e that to the chunk's end (k and q are sc
 The first three terms of dk fall as the token's running sum of log decay grows, the last two
 rise, and so does what the token reads. So the sum's gradient is q dq - k (the first three) +
 k (the last two); in the last token's lies also what comes from the state's own decay.
+
+What a query reads of a write of its own chunk stands in q dq and in k dk. A token's log decay has
+only what lies to both sides of it, so the rest must cancel: the pairs are summed both ways as they
+are, before they are rounded for the products that make dq and dk.
 """
 
 from __future__ import annotations
@@ -64,10 +68,12 @@ def of_queries(
     q_scale = tl.load(query_scale + place)
     between *= decay_between(since, c, DECAY, CHUNK) * tl.load(key_scale + place)[None, :]
     d_q *= tl.exp2(since)[:, None]
+    if DECAY:  # both parts of the pairs; `of_keys` leaves them out
+        pairs = tl.dot(q, tl.trans(k), input_precision="ieee") * between * q_scale[:, None]
+        sums = tl.sum(pairs, 1) - tl.sum(pairs, 0)
+        tl.store(d_since + place, tl.sum(d_q * q.to(tl.float32), 1) * q_scale + sums)
     d_q = tl.dot(between.to(k.dtype), k, d_q, input_precision="ieee")
     along = tl.sum(d_q * q.to(tl.float32), 1)
-    if DECAY:
-        tl.store(d_since + place, along * q_scale)
     d_q = _of_raw(d_q, q, q_scale, along, NORMALIZE).to(d_query.dtype.element_ty)
     to = d_query + ((row * T + start) * H + head) * K + (c[:, None] * H * K + i[None, :])
     tl.store(to, d_q, inside & inner)
@@ -126,15 +132,15 @@ def of_keys(
     q = rows(query + row * q_b + head * q_h, start, q_t, c, i, inside & inner)
     long = k.to(tl.float32)
     falls *= tl.exp2(whole - since)[:, None]
-    d_whole = d_whole * tl.exp2(whole) + tl.sum(tl.sum(falls * long, 1) * k_scale)
+    falling = tl.sum(falls * long, 1) * k_scale
+    d_whole = d_whole * tl.exp2(whole) + tl.sum(falling)
     decay = decay_between(since, c, DECAY, CHUNK)
-    read *= tl.trans(decay) * tl.load(query_scale + place)[None, :]
-    falls = tl.dot(read.to(q.dtype), q, falls, input_precision="ieee")
     rising = tl.zeros((CHUNK,), tl.float32)
     if DELTA:
         known *= tl.where(c[:, None] == c[None, :], 0.0, -decay)
         back = tl.trans((known * (strong * k_scale)[:, None]).to(k.dtype))
         falls = tl.dot(back, k, falls, input_precision="ieee")
+        falling = tl.sum(falls * long, 1) * k_scale
         rises *= -tl.exp2(since)[:, None]
         known = (known * k_scale[None, :]).to(k.dtype)
         rises = tl.dot(known, k, rises, input_precision="ieee")
@@ -143,8 +149,10 @@ def of_keys(
     at = (row * T + start + c) * H + head
     tl.store(d_strength + at, d_strong, c < T - n * CHUNK)
     if DECAY:
-        d_sum = tl.load(d_since + place) + strong * rising - tl.sum(falls * long, 1) * k_scale
+        d_sum = tl.load(d_since + place) + strong * rising - falling
         tl.store(d_log_decay + at, tl.cumsum(d_sum, 0, reverse=True) + d_whole, c < T - n * CHUNK)
+    read *= tl.trans(decay) * tl.load(query_scale + place)[None, :]
+    falls = tl.dot(read.to(q.dtype), q, falls, input_precision="ieee")
     d_k = falls + rises * strong[:, None]
     d_k = _of_raw(d_k, k, k_scale, tl.sum(d_k * long, 1), NORMALIZE).to(d_key.dtype.element_ty)
     to = d_key + ((row * T + start) * H + head) * K + (c[:, None] * H * K + i[None, :])
