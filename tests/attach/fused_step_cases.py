@@ -16,8 +16,8 @@ import ahn
 from ahn.attach.fused import FusedDecoder
 from ahn.calls import MEMORY, WINDOW
 from ahn.generation import prefill
-from ahn.ops import decoding, overlap
-from ahn.ops.projection import Map, Norm, map_normed
+from ahn.ops import decoding, overlap, projection
+from ahn.ops.projection import Map, Norm, add_mapped, gated, map_normed
 from models import TRIOS, assert_close, left_padded, new_model, random_ids
 from watched_memory import mend_indexing, unwritten_is_nan, watch
 
@@ -81,6 +81,20 @@ def test_a_large_residual_stream_in_float16(rows):
     expected = F.rms_norm(x.double(), (64,), norm.weight.double(), norm.eps) @ weight.double().T
     got = map_normed(x, norm, [Map(weight[:16]), Map(weight[16:])])
     assert_close(got.double(), expected, 2e-3)
+
+
+def test_long_rows_of_a_weight(monkeypatch):
+    """In a loop that asks ahead; the last block is not full."""
+    monkeypatch.setattr(projection, "SHORT", 32)
+    monkeypatch.setitem(projection.FORMS, "added", (2, 16, 2, 4))
+    monkeypatch.setitem(projection.FORMS, "gated", (2, 16, 1, 4))
+    x, residual, other = torch.randn(1, 72), torch.randn(1, 90), torch.randn(90, 72)
+    weight, norm = Map(torch.randn(90, 72), torch.randn(90)), Norm(torch.randn(72), 1e-6)
+    mapped = F.linear(x, weight.weight, weight.bias)
+    assert_close(add_mapped(x, weight, residual), residual + mapped, 1e-5)
+    normed = F.rms_norm(x, (72,), norm.weight, norm.eps)
+    expected = F.silu(normed @ weight.weight.T) * (normed @ other.T)
+    assert_close(gated(x, norm, Map(weight.weight), Map(other)), expected, 1e-5)
 
 
 def test_padded_rows():

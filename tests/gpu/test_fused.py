@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
@@ -169,6 +171,37 @@ def test_graphs_of_padded_rows_below_the_budget_and_after_a_change_of_the_cache(
     for answer, cache in zip(answers[1:], caches[1:]):
         assert torch.equal(answers[0], answer)
         same_caches(caches[0], cache)
+
+
+@torch.no_grad()
+def test_garbage_does_not_end_a_capture():
+    """Among it the graph of an earlier step; and a step alone is freed at once."""
+    model = new_model("Qwen2").to(DEVICE)
+    token = random_ids(1)[0].to(DEVICE)
+
+    def captured():
+        _, cache = prefill(model, random_ids(50).to(DEVICE))
+        step = Step(model, cache, "fused")
+        step(token)
+        return step
+
+    gone = weakref.ref(captured())
+    assert gone() is None
+    garbage = captured()
+    garbage(token)
+    garbage.circle, step, run = garbage, captured(), Step._fused
+    del garbage
+
+    def run_and_collect(self):
+        logits = run(self)
+        if gc.isenabled():
+            gc.collect()
+        return logits
+
+    step._run = run_and_collect
+    assert torch.isfinite(step(token)).all() and step.graph is not None
+    assert torch.isfinite(step(token)).all()
+    assert gc.isenabled()
 
 
 @torch.no_grad()

@@ -168,6 +168,8 @@ def _why_not_weights(model: Any) -> str | None:
     kinds = {(weight.dtype, weight.device) for weight in weights}
     if len(kinds) > 1:
         return f"weights of one dtype on one device, got {len(kinds)} kinds"
+    if (most := max(weight.numel() for weight in weights)) >= 2**31:
+        return f"weights of fewer than 2^31 numbers, got {most}"
     head = getattr(model, "lm_head", None)
     if type(head) is not nn.Linear or type(model.get_decoder().embed_tokens) is not nn.Embedding:
         return f"a plain embedding and head, got {type(head).__name__}"

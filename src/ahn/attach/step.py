@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,12 +49,13 @@ class Step:
         self.model, self.cache = model, cache
         how = _settled(how, model, cache)
         self.use_graph = how != "eager"
-        self._run = self._forward
+        # Not bound to the step: in such a circle its cache and graph would wait for a collection.
+        self._run: Callable[[Step], Tensor] = Step._forward
         if how == "fused":
-            self._run = self._fused
+            self._run = Step._fused
             self.decoder = FusedDecoder(model, cache, of_model(model).mode)
         elif how == "compile":
-            self._run = torch.compile(self._forward, fullgraph=True, dynamic=False)
+            self._run = torch.compile(Step._forward, fullgraph=True, dynamic=False)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.held: list[Tensor] = []  # what the last step wrote, by which the graph knows its own
         self.seen = -1
@@ -67,7 +71,7 @@ class Step:
             self._capture()
         self.token.copy_(token[:, None])
         if self.graph is None:
-            self.logits = self._run()
+            self.logits = self._run(self)
             self.held = _tensors(self.cache)
         else:
             self.graph.replay()
@@ -118,8 +122,8 @@ class Step:
 
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.logits = self._run()
+        with _no_collection(), torch.cuda.graph(graph):
+            self.logits = self._run(self)
         self.graph = graph
 
 
@@ -143,6 +147,18 @@ class GenerateStep:
             return self.model(**inputs)
         logits = self.step(inputs["input_ids"][:, 0])
         return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected meanwhile: to free another graph would end a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _is_plain_step(inputs: dict[str, Any]) -> bool:

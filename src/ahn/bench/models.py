@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -136,6 +137,7 @@ def _config(name: str) -> Any:
 @contextmanager
 def filled_cache(bench: BenchModel, method: str, batch: int, tokens: int) -> Iterator[Any]:
     """A cache as after `tokens` tokens, of random numbers: no prefill has to be waited for."""
+    gc.collect()  # of the cache before, if anything is left
     shape = bench.shape
     cache: Any = AHNCache(bench.model.config) if method != "full" else DynamicCache()
     with torch.device(bench.device), torch.no_grad():

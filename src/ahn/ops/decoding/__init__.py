@@ -16,8 +16,9 @@ __all__ = ["NewToken", "Ring", "Turn", "fused_decoding", "why_not_fused"]
 
 LARGEST_PIECE = 2048  # slots, so that the merge's table of pieces stays small
 BLOCK = 64  # slots a program looks at together
-AHEAD = 128  # slots a program asks for before it knows the query
-MERGE_WARPS = 4
+STAGES = 2  # of these blocks; more take the room of the next kernels' first programs
+AHEAD = 64  # slots a program asks for before it knows the query
+MERGE_WARPS, MERGE_COLUMNS = 1, 32
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,16 @@ def _update_and_attend(
         rate, bias = (read if x is None else x for x in (cell.rate, cell.dt_bias))
         updates = batch * heads * _power(dim) // columns
     turned, norms = _turn(token, ring)
-    update_and_attend[(updates + pieces * batch * groups,)](
+    attends = pieces * batch * groups
+    update_and_attend[(updates + attends,)](
         query, asked, ring.keys, ring.values, read if ring.gates is None else ring.gates,
         read if ring.state is None else ring.state, ring.slot, ring.filled, ring.keep, rate, bias,
         *norms[:3], read, largest, total, weighted, *query.stride()[:2], *asked.stride()[:2],
         _row_stride(ring), turned.pop("angle_stride"), pieces=pieces, per_piece=per_piece,
         updates=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
-        NUM_GATES=gates, RULE=rule, HEADS=max(16, _power(heads // groups)),
-        BLOCK=BLOCK, AHEAD=AHEAD,
+        # The state's small programs fill what the pieces of many rows leave idle at their end.
+        UPDATES_FIRST=batch == 1, NUM_GATES=gates, RULE=rule,
+        HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK, AHEAD=AHEAD, num_stages=STAGES,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **turned, **_sizes(query, ring),
     )  # fmt: skip
@@ -163,7 +166,7 @@ def _merge_pieces(
     count = pieces[0].shape[2]
     gate_strides = (gates.stride(0), gates.stride(2), gates.stride(3), output_gate.stride(0))
     turned, norms = _turn(token, ring)
-    columns = _columns(dim, 16 if batch * heads < 256 else 64)
+    columns = _columns(dim, MERGE_COLUMNS if batch * heads < 256 else 64)
     merge_pieces[(batch * heads, _power(dim) // columns)](
         query, key, value, gates, ring.keys, ring.values, old_gates, ring.slot, *norms, *pieces,
         read, output_gate, norm, o_proj, out,

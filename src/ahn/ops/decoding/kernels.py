@@ -197,6 +197,7 @@ def update_and_attend(
     DIM: tl.constexpr,
     PADDED: tl.constexpr,  # DIM, or the next power of two
     COLUMNS: tl.constexpr,  # of the state, a program
+    UPDATES_FIRST: tl.constexpr,  # or last
     NUM_GATES: tl.constexpr,  # 0 without a memory
     RULE: tl.constexpr,  # "delta", "gated_delta" or "ssd"
     HEADS: tl.constexpr,  # of a group, padded to what a matrix product takes
@@ -210,8 +211,12 @@ def update_and_attend(
     """The state's update and read, and attention over all that is exact."""
     program = tl.program_id(0)
     let_next_start(OVERLAP)
-    if program < updates:
+    attends = tl.num_programs(0) - updates
+    first_update = 0 if UPDATES_FIRST else attends
+    updating = program < updates if UPDATES_FIRST else program >= attends
+    if updating:
         if NUM_GATES > 0:
+            program -= first_update
             turn = (program // (PADDED // COLUMNS)) // H * angle_stride
             _update_state(
                 program, memory_query, keys, values, gates, state, slot, keep, rate, dt_bias,
@@ -220,7 +225,7 @@ def update_and_attend(
                 COLUMNS, NUM_GATES, RULE, NORMED, ROTATED, OVERLAP,
             )  # fmt: skip
     else:
-        program -= updates
+        program -= updates if UPDATES_FIRST else 0
         turn = (program // pieces) // G * angle_stride
         _attend_piece(
             program, query, keys, values, slot, filled, cos + turn, sin + turn, query_norm,

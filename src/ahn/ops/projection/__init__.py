@@ -1,6 +1,6 @@
 """Linear maps of a decoding step, with the norm before and the sum after: a kernel each.
 
-All take one token of every row, `[B, D]`, and weights where they are: nothing is concatenated.
+All take one token of every row, `[B, D]`, and weights where they are.
 Of several rows the large products are the library's: their weights are read once for all.
 """
 
@@ -17,9 +17,17 @@ from torch import Tensor
 
 __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
 
-# For one input: rows of a weight that a program maps, numbers of a row it reads together, warps.
-FORMS = {"maps": (4, 1024, 4), "head": (8, 1024, 4), "gated": (2, 1024, 4), "added": (2, 1024, 4)}
-# For several inputs: rows, and the most inputs that a program maps. Products this small stay with
+# For one input: rows of a weight that a program maps, numbers of a row it reads together, how many
+# of these blocks it asks for before it knows the input, warps.
+FORMS = {
+    "maps": (4, 512, 2, 4),
+    "head": (8, 1024, 1, 4),
+    "gated": (2, 1024, 1, 4),
+    "added": (2, 1024, 2, 4),
+    "added, long": (4, 1024, 2, 8),
+}
+SHORT = 2048  # numbers of a row: unrolled, more would take the registers of other programs
+# For several inputs: rows that a program maps, and the most inputs. Products this small stay with
 # the older matrix instructions; Triton 3.6 is known to go wrong in narrow ones of Hopper's own.
 ROWS, BATCH = 16, 32
 MANY = 2**15  # outputs: the size of a head over the vocabulary
@@ -48,11 +56,9 @@ def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool
     """
     sizes = [len(one.weight) for one in maps]
     is_head = len(maps) == 1 and sizes[0] > MANY
-    if len(x) > 1 and (is_head or x.dtype == torch.float16):
-        # The kernel divides by the norm at the end, which float16 might not live to see.
-        normed = _normed(x, norm)
-        found = [F.linear(normed, one.weight, one.bias) for one in maps]
-        return found[0] if is_head else torch.cat(found, 1)
+    # The kernel divides by the norm at the end, which float16 might not live to see.
+    if len(x) > BATCH or (len(x) > 1 and (is_head or x.dtype == torch.float16)):
+        return _mapped(_normed(x, norm), maps)
     out = x.new_empty(len(x), sum(sizes))
     if len(x) == 1:
         form = "head" if is_head else "maps"
@@ -80,8 +86,18 @@ def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
         residual.addmm_(x, linear.weight.t())
         return residual if linear.bias is None else residual.add_(linear.bias)
     out = torch.empty_like(residual)
-    _run_vector(x, [linear], out, "added", residual=residual)
+    form = "added" if x.shape[1] <= residual.shape[1] else "added, long"
+    _run_vector(x, [linear], out, form, residual=residual)
     return out
+
+
+def _mapped(x: Tensor, maps: Sequence[Map]) -> Tensor:
+    """The maps' outputs side by side, by one product: of many rows, joining weights costs less."""
+    if len(maps) == 1:
+        return F.linear(x, maps[0].weight, maps[0].bias)
+    biases = [x.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in maps]
+    has_bias = any(one.bias is not None for one in maps)
+    return F.linear(x, torch.cat([m.weight for m in maps]), torch.cat(biases) if has_bias else None)
 
 
 def _normed(x: Tensor, norm: Norm) -> Tensor:
@@ -102,15 +118,16 @@ def _run_vector(
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_vector
 
-    rows, block, warps = FORMS[form]
+    rows, block, ahead, warps = FORMS[form]
     blocks, places = _places(maps, rows)
     map_vector[(blocks,)](
         x, x if norm is None else norm.weight, *_tensors(maps),
         x if second is None else second, x if residual is None else residual, out,
         eps=0.0 if norm is None else norm.eps, D=x.shape[1], ROWS=rows,
-        BLOCK=min(block, 1 << (x.shape[1] - 1).bit_length()),
-        NORMED=norm is not None, PAIRED=second is not None, ADDED=residual is not None,
-        num_warps=warps, **places, **launch_options(x.device, starts_chain),
+        BLOCK=min(block, 1 << (x.shape[1] - 1).bit_length()), AHEAD=ahead,
+        UNROLLED=x.shape[1] <= SHORT, NORMED=norm is not None, PAIRED=second is not None,
+        ADDED=residual is not None, num_warps=warps,
+        **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
 
 
@@ -118,9 +135,9 @@ def _run_rows(x: Tensor, maps: Sequence[Map], out: Tensor, norm: Norm, starts_ch
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_rows
 
-    batch = min(BATCH, max(16, 1 << (len(x) - 1).bit_length()))
+    batch = max(16, 1 << (len(x) - 1).bit_length())
     blocks, places = _places(maps, ROWS)
-    map_rows[(blocks, -(-len(x) // batch))](
+    map_rows[(blocks,)](
         x, norm.weight, *_tensors(maps), out, len(x), eps=norm.eps, D=x.shape[1],
         OUT=out.shape[1], ROWS=ROWS, BLOCK=256 if x.element_size() * batch <= 64 else 128,
         BATCH=batch, PRECISION="ieee" if x.element_size() == 4 else "tf32",

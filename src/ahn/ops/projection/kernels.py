@@ -34,6 +34,36 @@ def _choose(
 
 
 @triton.jit
+def _block(weight, second, place, inside, columns, D: tl.constexpr, PAIRED: tl.constexpr):
+    """Numbers of a weight's rows at `columns`; and of the other weight's, of a PAIRED map."""
+    some = inside[:, None] & (columns < D)[None, :]
+    block = tl.load(weight + place + columns[None, :], some, 0.0)
+    other = tl.load(second + place + columns[None, :], some, 0.0) if PAIRED else 0.0
+    return block, other
+
+
+@triton.jit
+def _add_block(
+    sums, block, x, norm, columns, D: tl.constexpr, NORMED: tl.constexpr, PAIRED: tl.constexpr
+):
+    """The sums, with the input's numbers at `columns` and a block of weights counted in."""
+    total, total_other, squares = sums
+    part = tl.load(x + columns, columns < D, 0.0).to(tl.float32)
+    if NORMED:
+        squares += part * part
+        part = part * tl.load(norm + columns, columns < D, 0.0).to(tl.float32)
+    total += block[0].to(tl.float32) * part[None, :]
+    if PAIRED:
+        total_other += block[1].to(tl.float32) * part[None, :]
+    return total, total_other, squares
+
+
+@triton.jit
+def _and(some, one):
+    return some + (one,)
+
+
+@triton.jit
 def map_vector(
     x,  # [1, D]
     norm,  # [D]; nothing is read where the map is not NORMED
@@ -50,7 +80,9 @@ def map_vector(
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,  # blocks that a program asks for before it knows the input
     COUNT: tl.constexpr,
+    UNROLLED: tl.constexpr,
     NORMED: tl.constexpr,
     PAIRED: tl.constexpr,
     ADDED: tl.constexpr,
@@ -61,31 +93,30 @@ def map_vector(
         tl.program_id(0), weights, biases, first_blocks, sizes, columns, has_bias, COUNT
     )
     r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    inside = r < size
-    place = r[:, None] * D + i[None, :]
-    some = inside[:, None] & (i < D)[None, :]
+    inside, place = r < size, r[:, None] * D
     let_next_start(OVERLAP)
-    w = tl.load(weight + place, some, 0.0)
-    if PAIRED:
-        other = tl.load(second + place, some, 0.0)
+    blocks = ()
+    for n in tl.static_range(AHEAD):
+        first_columns = n * BLOCK + i
+        blocks = _and(blocks, _block(weight, second, place, inside, first_columns, D, PAIRED))
     wait_for_previous(OVERLAP)
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    total_other = tl.zeros((ROWS, BLOCK), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in tl.static_range(0, D, BLOCK):
-        known = start + i < D
-        part = tl.load(x + start + i, known, 0.0).to(tl.float32)
-        if NORMED:
-            squares += part * part
-            part = part * tl.load(norm + start + i, known, 0.0).to(tl.float32)
-        total += w.to(tl.float32) * part[None, :]
-        if PAIRED:
-            total_other += other.to(tl.float32) * part[None, :]
-        if start + BLOCK < D:
-            some = inside[:, None] & (start + BLOCK + i < D)[None, :]
-            w = tl.load(weight + place + start + BLOCK, some, 0.0)
-            if PAIRED:
-                other = tl.load(second + place + start + BLOCK, some, 0.0)
+    zeros = tl.zeros((ROWS, BLOCK), tl.float32)
+    sums = (zeros, zeros, tl.zeros((BLOCK,), tl.float32))
+    if UNROLLED:
+        for n in tl.static_range((D + BLOCK - 1) // BLOCK):
+            sums = _add_block(sums, blocks[n], x, norm, n * BLOCK + i, D, NORMED, PAIRED)
+            if (n + AHEAD) * BLOCK < D:
+                later = (n + AHEAD) * BLOCK + i
+                blocks = _and(blocks, _block(weight, second, place, inside, later, D, PAIRED))
+    else:
+        for start in range(0, D, AHEAD * BLOCK):
+            new = ()
+            for n in tl.static_range(AHEAD):
+                now, later = start + n * BLOCK + i, start + (n + AHEAD) * BLOCK + i
+                sums = _add_block(sums, blocks[n], x, norm, now, D, NORMED, PAIRED)
+                new = _and(new, _block(weight, second, place, inside, later, D, PAIRED))
+            blocks = new
+    total, total_other, squares = sums
     result, factor = tl.sum(total, 1), 1.0
     if NORMED:
         factor = tl.rsqrt(tl.sum(squares, 0) / D + eps)
@@ -120,12 +151,12 @@ def map_rows(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """As a NORMED `map_vector`, for BATCH inputs at a time by matrix products."""
+    """As a NORMED `map_vector`, for up to BATCH inputs by matrix products."""
     weight, bias, first, size, column, biased = _choose(
         tl.program_id(0), weights, biases, first_blocks, sizes, columns, has_bias, COUNT
     )
     r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    b = tl.program_id(1) * BATCH + tl.arange(0, BATCH)
+    b = tl.arange(0, BATCH)
     let_next_start(OVERLAP)
     wait_for_previous(OVERLAP)
     squares = tl.zeros((BATCH,), tl.float32)
