@@ -16,7 +16,7 @@ from ahn.beside import beside
 from ahn.cache_layer import Pieces
 from ahn.calls import FULL, POOLED, AllKept, LayerCall, LazyMask
 from ahn.decoding import decode_one_token
-from ahn.eviction import Evicted, leaving, merge, remember
+from ahn.eviction import Evicted, behind_prefix, leaving, merge, remember
 from ahn.ops.pooled_attention import pooled_window_attention
 from ahn.ops.window_attention import count, why_not_dense, window_attention
 from ahn.slots import gather_rows
@@ -62,6 +62,8 @@ def ahn_attention(
         _keep(module, query, key, value, ahn)
         raise AllKept
     if ahn.step.mode == FULL or ahn.memory is None:
+        if ahn.step.prefix is not None:
+            ahn.step.prefix.fill(key, value, ahn.hidden)
         if ahn.step.segments is None or module.config.ahn_backend != "sdpa":
             return base(key, value)
         return _documents(_full_document(module, options), query, key, value, ahn), None
@@ -166,6 +168,8 @@ def _in_order(
     if call.cache is not None and call.seen:
         past_keys, past_values, past_gates = call.cache.recent()
         keys, values = (*past_keys, key), (*past_values, value)
+    if call.step.prefix is not None:
+        return behind_prefix(query, key, value, call.step.prefix, call)
     first = call.seen + query.shape[2] - count(keys)
     number = max(0, count(keys) - call.step.window)
     return keys, values, first, leaving(keys, values, past_gates, number, first, call)
@@ -192,7 +196,9 @@ def _pooled(
 
 def _sinks(key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]:
     """The first S tokens of each row, `[B, G, S, *]`, from the cache and the new tokens."""
-    count, cache = call.step.num_sinks, call.cache
+    count, cache, prefix = call.step.num_sinks, call.cache, call.step.prefix
+    if prefix is not None and prefix.key is not None and prefix.value is not None:
+        return prefix.key[:, :, :count], prefix.value[:, :, :count]
     if cache is not None and call.seen - call.step.max_padding >= count:
         return cache.held(count)
     column = -call.positions(call.seen, 1) + torch.arange(count, device=key.device)

@@ -57,6 +57,28 @@ class Decoding:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
+@dataclass
+class Prefix:
+    """First tokens of a text, that a layer reads before the others: those are given alone then.
+
+    Filled by a pass with full attention over all tokens, for one up to whose budget both are equal.
+
+    Attributes:
+        length: up to the budget, that all other tokens are beyond.
+        key, value: `[B, G, length, *]`; hidden: `[B, length, D]`, pre-normed; without gradient.
+    """
+
+    length: int
+    key: Tensor | None = None
+    value: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def fill(self, key: Tensor, value: Tensor, hidden: Tensor) -> None:
+        """Copies, so that nothing keeps the whole text alive."""
+        self.key, self.value = (x[:, :, : self.length].clone() for x in (key, value))
+        self.hidden = hidden[:, : self.length].clone()
+
+
 @dataclass(frozen=True)
 class Pass:
     """What one forward of the decoder means for all its layers; made by the decoder's hook."""
@@ -70,6 +92,7 @@ class Pass:
     decoding: Decoding | None = None  # of one new token a row
     keeps_alone: bool = False  # whether nothing is asked for but what the cache keeps
     kept: KeptOutputs | None = None  # of a layer that is computed again for its gradient
+    prefix: Prefix | None = None  # of a layer; in mode `full` it is to be filled
 
     @property
     def budget(self) -> int:
@@ -94,6 +117,8 @@ class LayerCall:
     @property
     def seen(self) -> int:
         """Tokens read before this call."""
+        if self.cache is None and self.step.prefix is not None:
+            return self.step.prefix.length
         return 0 if self.cache is None else self.cache.seen
 
     def positions(self, first: int, length: int) -> Tensor:

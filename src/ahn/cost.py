@@ -77,24 +77,21 @@ def train_flops(
 ) -> int:
     """Operations of a distillation step on a text: what `ahn.training` computes, no more.
 
-    The teacher's layers once; the student's once, once again where its layers are recomputed
-    (but for each one's last product, whose result nobody needs), and backwards by their inputs
-    alone, since the base is frozen. The head three times on the `counted` tokens that the losses
-    are on: teacher, student, gradient.
+    The teacher's layers once; the student's once on the tokens beyond the budget, once again where
+    its layers are recomputed (but for their attention, which is kept, and each one's last product,
+    whose result nobody needs), and backwards by their inputs alone, since the base is frozen. The
+    head three times on the `counted` tokens that the losses are on: teacher, student, gradient.
     """
-    width = shape.heads * shape.head_dim
-    products, last = (
-        2 * shape.layer_weights * length,
-        2 * shape.hidden * shape.intermediate * length,
-    )
-    full, near = (4 * width * attended_pairs(length, x) for x in (None, settings))
-    state = 6 * max(0, length - settings.budget) * width * shape.head_dim
-    forward = products + near + state
-    student = forward + products + 2 * (near + state)  # backwards: twice what has two inputs
+    width, beyond = shape.heads * shape.head_dim, max(0, length - settings.budget)
+    products, last = 2 * shape.layer_weights, 2 * shape.hidden * shape.intermediate
+    teacher = products * length + 4 * width * attended_pairs(length, None)
+    near, state = 4 * width * settings.budget, 6 * width * shape.head_dim
+    # Backwards: twice what has two inputs.
+    student = products + near + state + products + 2 * (near + state)
     if checkpointing:
-        student += forward - last
+        student += products - last + state
     head = 2 * shape.hidden * shape.vocabulary * counted
-    return shape.layers * (products + full + student) + 3 * head
+    return shape.layers * (teacher + beyond * student) + 3 * head
 
 
 def cache_bytes(

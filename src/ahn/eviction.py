@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ahn.calls import MEMORY, LayerCall
+from ahn.cache_layer import Pieces
+from ahn.calls import MEMORY, LayerCall, Prefix
 from ahn.ops.moving import joined
 from ahn.ops.window_attention import columns
 
@@ -55,6 +56,26 @@ def _first(pieces: Sequence[Tensor], count: int, held: bool) -> Tensor:
     return joined(found) if held else torch.cat(found, 2)
 
 
+def behind_prefix(
+    query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, call: LayerCall
+) -> tuple[Pieces, Pieces, int, Evicted]:
+    """All keys, all values, 0, and what leaves, where only tokens beyond the budget are new.
+
+    Each of them makes one leave, and none that leaves is a sink.
+    """
+    assert prefix.key is not None and prefix.value is not None and prefix.hidden is not None
+    assert call.memory is not None
+    sinks, length = call.step.num_sinks, prefix.length + key.shape[2]
+    keys, values = (prefix.key, key), (prefix.value, value)
+    *_, gates = call.memory(
+        prefix.hidden[:, sinks:], query[:, :, :0].transpose(1, 2), key, value, None, None, None
+    )
+    key_beyond, value_beyond = (columns(x, sinks, length) for x in (keys, values))
+    past = (gates.transpose(1, 2),)
+    evicted = leaving(key_beyond, value_beyond, past, query.shape[2], sinks, call)
+    return keys, values, 0, evicted
+
+
 def remember(
     module: Any, query: Tensor, evicted: Evicted, call: LayerCall
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -82,8 +103,8 @@ def memory_query(module: Any, query: Tensor, count: int, call: LayerCall) -> Ten
     """The last `count` queries `[B, E, H, K]`, or the cell's own map of them before RoPE."""
     first = query.shape[2] - count
     if call.memory is None or call.memory.q_proj is None or call.rope is None:
-        last = query[:, :, first:]
-        if torch.is_grad_enabled():
+        last = query[:, :, first:] if first else query
+        if first and torch.is_grad_enabled():
             last = _Part.apply(query, first, query.shape[2])
         return last.transpose(1, 2)
     raw = module.q_proj(call.hidden[:, first:]).unflatten(-1, (query.shape[1], -1))

@@ -24,7 +24,7 @@ from ahn.cost import (
     prefill_flops,
     train_flops,
 )
-from ahn.training import Distiller
+from ahn.training import Distiller, two_streams
 from models import over_cells, random_ids, shared_model
 
 TINY = ["--model", "tiny", "--num-sinks", "4", "--dtype", "float32"]
@@ -145,8 +145,9 @@ class Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_step_computes_the_products_that_its_cost_counts():
+def test_a_step_computes_the_products_that_its_cost_counts(monkeypatch):
     """No gradient by a frozen weight, no layer's last product a second time, the head thrice."""
+    monkeypatch.setattr(two_streams, "_may_share", lambda hidden: True)  # as on a GPU
     settings, length = AHNConfig(window=64, num_sinks=4), 512
     bench = build("tiny", settings, torch.device("cpu"), torch.float32)
     ids = torch.randint(512, (1, length))
@@ -156,8 +157,8 @@ def test_a_step_computes_the_products_that_its_cost_counts():
     # The cell's own products are by its heads, and cost next to nothing.
     of_base = {size: count for size, count in found.shapes.items() if shape.heads not in size}
     total = sum(2 * a * b * c * count for (a, b, c), count in of_base.items())
-    pairs = sum(4 * 64 * n * attended_pairs(length, x) for n, x in ((1, None), (4, settings)))
+    pairs = 4 * 64 * (attended_pairs(length, None) + 3 * counted * settings.budget)
     state = 4 * 6 * counted * 64 * 16
     expected = train_flops(shape, length, settings, counted) - shape.layers * (pairs + state)
-    first = 2 * 64 * (64 + 2 * 32) * length  # nothing before the first layer wants a gradient
+    first = 2 * 64 * (64 + 2 * 32) * counted  # nothing before the first layer wants a gradient
     assert total == expected - first

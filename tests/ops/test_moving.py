@@ -36,3 +36,10 @@ def test_only_numbers_that_fit_everywhere_are_widened():
     assert [y.dtype for y in wide(x.transpose(2, 3))] == [torch.bfloat16]
     with torch.enable_grad():
         assert wide(x)[0] is x
+
+
+def test_gradients_pass():
+    pieces = [torch.randn(1, 2, n, 8, requires_grad=True) for n in (3, 2)]
+    (joined(pieces).square().sum() + flipped(pieces[0]).sum()).backward()
+    assert torch.equal(pieces[0].grad, 2 * pieces[0].detach() + 1)
+    assert torch.equal(pieces[1].grad, 2 * pieces[1].detach())

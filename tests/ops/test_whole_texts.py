@@ -75,18 +75,23 @@ def heads_first(query, key, value):
     return (x.transpose(1, 2) for x in (query, key, value))
 
 
-@pytest.mark.parametrize("sinks", [0, 1, 5])
-@pytest.mark.parametrize("window", [1, 2, 7, 40])
-@pytest.mark.parametrize("length", [1, 4, 14, 33, 50])
-def test_output_and_gradients_equal_the_reference(sinks, window, length):
+SIZES = [(s, w, t) for s in (0, 1, 5) for w in (1, 2, 7, 40) for t in (1, 4, 14, 33, 50)]
+CASES = [(*case, 0) for case in SIZES] + [(s, w, t, s + w) for s, w, t in SIZES if s + w < t]
+
+
+@pytest.mark.parametrize(("sinks", "window", "length", "first"), CASES)
+def test_output_and_gradients_equal_the_reference(sinks, window, length, first):
+    """Of all tokens, or of those beyond the budget."""
+
     def draw(heads, dim):  # in the order of a model's projections
         return torch.randn(2, length, heads, dim, dtype=torch.float64).transpose(1, 2)
 
     leaves = [x.requires_grad_() for x in (draw(4, 12), draw(2, 12), draw(2, 8))]
-    wanted = torch.randn(2, 4, length, 8, dtype=torch.float64)
+    wanted = torch.randn(2, 4, length - first, 8, dtype=torch.float64)
     found = []
     for run in (api.window_attention, reference):
         query, key, value = leaves
+        query = query[:, :, first:]
         known = min(sinks, length)
         out = run(query, key, value, key[:, :, :known], value[:, :, :known], window=window, start=0)
         found.append([out, *torch.autograd.grad(out, leaves, wanted)])
@@ -103,9 +108,11 @@ def test_a_text_of_any_length_takes_a_few_calls(length, expected):
     assert len(gradient.pieces(length, 2048, 0)) == expected
 
 
+@pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_step_that_keeps_attention_equals_one_that_does_not(rows, monkeypatch):
+def test_a_step_that_keeps_attention_equals_one_that_does_not(rows, shares, monkeypatch):
     """Every layer's attention is computed once for the student, not twice."""
+    monkeypatch.setattr(two_streams, "_may_share", lambda hidden: shares)
     calls = []
 
     def counted(*args, **kwargs):

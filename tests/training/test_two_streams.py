@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ahn.training import Distiller, distillation_loss
+from ahn.training import Distiller, distillation_loss, two_streams
 from ahn.training.distillation import Batch, Counts, count, distillation
 from ahn.training.losses import IGNORE, LossWeights, layer_distance
 from largest import LargestTensor
@@ -15,6 +15,13 @@ from models import assert_close, memory_parameters, new_model, over_matrix, over
 LENGTH, WINDOW, SINKS = 70, 12, 5
 LIMITS = {"window": WINDOW, "num_sinks": SINKS}
 ALL = LossWeights(0.7, 0.2, 0.4)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["apart", "shared"])
+def _shared(request, monkeypatch):
+    """Whether the student goes by the teacher's first tokens."""
+    monkeypatch.setattr(two_streams, "_may_share", lambda hidden: request.param)
+    return request.param
 
 
 def frozen(family="Qwen2", cell="GatedDeltaNet", **options):
@@ -137,6 +144,23 @@ def test_padding_on_the_left():
     padded, mask = F.pad(ids, (9, 0)), F.pad(torch.ones_like(ids), (9, 0))
     got = distillation_loss(model, padded, attention_mask=mask, **LIMITS)
     assert_close(got, distillation_loss(model, ids, **LIMITS), 1e-12)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"full_attention_layers": (0,)}], ids=str)
+def test_the_student_reads_what_is_beyond_the_budget(_shared, settings, trained):
+    """Unless something before that is trained, or looks at all tokens itself."""
+    model, lengths = frozen(**settings), []
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(trained)
+
+    def keep(attention, args, kwargs):
+        if torch.is_grad_enabled():
+            lengths.append(kwargs["hidden_states"].shape[1])
+
+    model.model.layers[1].self_attn.register_forward_pre_hook(keep, with_kwargs=True)
+    distillation(model, labelled(), **LIMITS)
+    shares = _shared and not settings and not trained
+    assert lengths == [LENGTH - WINDOW - SINKS if shares else LENGTH]
 
 
 def test_nothing_is_run_twice():

@@ -16,6 +16,7 @@ from ahn.ops.read_out import (
     EPS,
     FusedCell,
     gated_norm,
+    gates_of,
     read_out,
     why_not_fused_read_out,
     why_not_gated_norm,
@@ -240,18 +241,6 @@ class Memory(nn.Module, ABC):
                 if module.bias is not None:
                     init.zeros_(module.bias)
         init.zeros_(self.o_proj.weight)
-
-
-def gates_of(hidden: Tensor, cell: FusedCell) -> tuple[Tensor, Tensor]:
-    """Raw write gates `[B, T, H, n]` and output gates `[B, T, H]` of `[B, T, D]`, by one product.
-
-    On the way back its gradient by `hidden` is one as well, where maps apart leave sums of them.
-    """
-    weight = torch.cat([x.weight for x in cell.gate_maps])
-    biases = [x.bias for x in cell.gate_maps if x.bias is not None]
-    found = nn.functional.linear(hidden, weight, torch.cat(biases) if biases else None)
-    *write, output = found.unflatten(-1, (len(cell.gate_maps), -1)).unbind(-2)
-    return torch.stack(write, -1), output
 
 
 def masked(gate: Tensor, keep: Tensor | None) -> Tensor:

@@ -27,12 +27,17 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     """Pieces `[B, G, T_i, *]` one after the other, `[B, G, T, *]`; one piece stays where it is."""
     if len(pieces) == 1:
         return pieces[0]
-    return torch.cat(wide(*pieces), 2).view(pieces[0].dtype)
+    return _as(torch.cat(wide(*pieces), 2), pieces[0].dtype)
 
 
 def flipped(x: Tensor) -> Tensor:
     """A copy of `[B, G, T, *]` with time reversed."""
-    return wide(x)[0].flip(2).view(x.dtype)
+    return _as(wide(x)[0].flip(2), x.dtype)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same numbers; no gradient passes a view as another dtype, not even as its own."""
+    return x if x.dtype == dtype else x.view(dtype)
 
 
 def _fits(x: Tensor, size: int) -> bool:

@@ -1,7 +1,8 @@
 """One pass over the layers for teacher and student: each layer runs both streams.
 
 Under sharding a layer's weights are gathered once for both, and only the student's input is kept
-for the backward pass.
+for the backward pass. Up to the budget both streams are equal and nothing that is trained has a
+part in them: there the student goes by the teacher's keys, values and hidden states.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from ahn.attach import of_model
 from ahn.attach.hooks import PASS
+from ahn.attach.saving import is_memory
 from ahn.attach.support import decoder_layers
-from ahn.calls import FULL
+from ahn.calls import FULL, MEMORY, Prefix
 from ahn.cost import Shape
 from ahn.ops.window_attention import KeptOutputs
 
@@ -37,6 +40,8 @@ class _Streams:
     keeps_attention: bool
     on_layer: OnLayer | None
     last: int
+    may_share: bool  # whether all layers have a memory, and nothing else is trained
+    same: int = 0  # first tokens that both streams have in common
     teacher: Tensor | None = None
     layer_losses: list[Tensor] = field(default_factory=list)
 
@@ -48,23 +53,63 @@ class _Streams:
         So the final norm, whatever its name in the family, acts on both.
         """
         step = kwargs[PASS]
-        before = hidden.detach() if self.teacher is None else self.teacher
+        if index == 0:
+            self.teacher, self.same = hidden.detach(), self._in_common(hidden, kwargs)
+            hidden = hidden[:, self.same :]
+        step = replace(step, prefix=Prefix(self.same) if self.same else None)
         with torch.no_grad():
-            self.teacher = run(before, *args, **{**kwargs, PASS: replace(step, mode=FULL)})
+            full = {**kwargs, PASS: replace(step, mode=FULL)}
+            self.teacher = run(self.teacher, *args, **full)
         if self.keeps_attention:
-            kept = KeptOutputs()
-            run, kwargs = _counted(run, kept), {**kwargs, PASS: replace(step, kept=kept)}
+            step = replace(step, kept=KeptOutputs())
+            run = _counted(run, step.kept)
+        kwargs = {**_beyond(kwargs, self.same), PASS: step}
         # With trained cells the first layer's output has a gradient though its input has none.
         student = self._kept_small(partial(run, **kwargs), hidden, *args)
         if self.on_layer is not None:
-            self.layer_losses.append(self._kept_small(self.on_layer, student, self.teacher))
-        return torch.cat([self.teacher, student]) if index == self.last else student
+            compare = partial(_compared, self.on_layer, self.same)
+            self.layer_losses.append(self._kept_small(compare, student, self.teacher))
+        if index < self.last:
+            return student
+        return torch.cat([self.teacher, _whole(self.same, student, self.teacher)])
+
+    def _in_common(self, hidden: Tensor, kwargs: dict[str, Any]) -> int:
+        """The budget, up to which nothing trained is read, where every row is one text."""
+        step = kwargs[PASS]
+        one_text = step.segments is None and step.padding is None and step.mode == MEMORY
+        known = "position_embeddings" in kwargs and not hidden.requires_grad
+        shares = self.may_share and one_text and known and _may_share(hidden)
+        return step.budget if shares and hidden.shape[1] > step.budget else 0
 
     def _kept_small(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Call it; where gradients are wanted, keep its inputs alone and compute it again."""
         if not self.checkpointing or not torch.is_grad_enabled():
             return function(*args)
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def _whole(same: int, student: Tensor, teacher: Tensor) -> Tensor:
+    """The student's stream `[B, T, D]`, from the teacher's first tokens on."""
+    return torch.cat([teacher[:, :same], student], 1) if same else student
+
+
+def _compared(on_layer: OnLayer, same: int, student: Tensor, teacher: Tensor) -> Tensor:
+    return on_layer(_whole(same, student, teacher), teacher)
+
+
+def _may_share(hidden: Tensor) -> bool:
+    """On a CPU the student reads all tokens itself, so that runs there stay what they were."""
+    return hidden.is_cuda
+
+
+def _beyond(kwargs: dict[str, Any], first: int) -> dict[str, Any]:
+    """A layer's keywords for the tokens from `first` on."""
+    cos_sin, positions = kwargs.get("position_embeddings"), kwargs.get("position_ids")
+    if first and cos_sin is not None:
+        kwargs = {**kwargs, "position_embeddings": tuple(x[:, first:] for x in cos_sin)}
+    if first and positions is not None:
+        kwargs = {**kwargs, "position_ids": positions[:, first:]}
+    return kwargs
 
 
 def _counted(run: Callable[..., Tensor], kept: KeptOutputs) -> Callable[..., Tensor]:
@@ -104,7 +149,9 @@ def two_streams(
     """
     layers = decoder_layers(model)
     keeps = checkpointing and torch.is_grad_enabled() and _has_room(model, inputs["input_ids"])
-    streams = _Streams(checkpointing, keeps, on_layer, last=len(layers) - 1)
+    trained = [name for name, x in layers[0].named_parameters(prefix="0") if x.requires_grad]
+    may_share = not of_model(model).config.full_attention_layers and all(map(is_memory, trained))
+    streams = _Streams(checkpointing, keeps, on_layer, len(layers) - 1, may_share)
     limits = {"ahn_window": window, "ahn_sinks": num_sinks}
     with ExitStack() as stack:
         for index, layer in enumerate(layers):

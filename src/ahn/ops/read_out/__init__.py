@@ -7,13 +7,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ahn.ops.read_out.cell import EPS, FusedCell
+from ahn.ops.read_out.cell import EPS, FusedCell, gates_of
 from ahn.ops.read_out.gradient import gated_norm, why_not_gated_norm
 
 __all__ = [
     "EPS",
     "FusedCell",
     "gated_norm",
+    "gates_of",
     "read_out",
     "why_not_fused_read_out",
     "why_not_gated_norm",

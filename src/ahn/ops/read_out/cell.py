@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ahn.ops.projection import Map
@@ -37,3 +39,15 @@ class FusedCell:
     @property
     def gate_first(self) -> bool:
         return self.norm.numel() > self.o_proj.shape[-1]
+
+
+def gates_of(hidden: Tensor, cell: FusedCell) -> tuple[Tensor, Tensor]:
+    """Raw write gates `[B, T, H, n]` and output gates `[B, T, H]` of `[B, T, D]`, by one product.
+
+    On the way back its gradient by `hidden` is one as well, where maps apart leave sums of them.
+    """
+    weight = torch.cat([x.weight for x in cell.gate_maps])
+    biases = [x.bias for x in cell.gate_maps if x.bias is not None]
+    found = F.linear(hidden, weight, torch.cat(biases) if biases else None)
+    *write, output = found.unflatten(-1, (len(cell.gate_maps), -1)).unbind(-2)
+    return torch.stack(write, -1), output

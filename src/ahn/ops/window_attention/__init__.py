@@ -65,7 +65,9 @@ def window_attention(
         raise ValueError(
             f"window_attention: expected at least {query.shape[2]} keys, got {count(keys)}"
         )
-    whole = isinstance(start, int) and start == before == 0 and torch.is_grad_enabled()
+    budget = sink_key.shape[2] + window
+    whole = start == 0 and before in (0, budget) if isinstance(start, int) else False
+    whole = whole and torch.is_grad_enabled()
     if whole and why_not_cudnn(query, values[0], dropout) is None:
         tokens = (joined(keys), joined(values))
         return whole_window_attention(query, *tokens, sink_key, sink_value, window, scale, kept)

@@ -13,94 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ahn.ops.window_attention.blocks import Piece, pieces
 from ahn.ops.window_attention.dense import Part, join
 from ahn.ops.window_attention.kept import KeptOutputs
-
-
-class Piece(NamedTuple):
-    """Queries and keys of one call, as parts of the text.
-
-    Attributes:
-        blocks: rows of a batch that both are cut into.
-        is_far: backwards, without the last query and the first key of each block, which see and
-            are seen by nothing.
-    """
-
-    queries: slice
-    keys: slice
-    blocks: int = 1
-    is_causal: bool = True
-    is_far: bool = False
-
-    @property
-    def is_first(self) -> bool:
-        """Whether its queries are in no piece before it."""
-        return self.queries == self.keys
-
-    @property
-    def length(self) -> int:
-        """Tokens of the text that are its own, queries and keys; 0 where it has none."""
-        return self.queries.stop - self.queries.start if self.is_first else 0
-
-    @property
-    def is_empty(self) -> bool:
-        size = (self.queries.stop - self.queries.start) // max(1, self.blocks) - self.is_far
-        return size <= 0 or self.keys.stop <= self.keys.start
-
-    def of_queries(self, x: Tensor) -> Tensor:
-        """The part of `[T, H, *]`, in order: a view `[blocks, size, H, *]`."""
-        found = x[self.queries].unflatten(0, (self.blocks, -1))
-        return found[:, :-1] if self.is_far else found
-
-    def of_keys(self, x: Tensor) -> Tensor:
-        """As `of_queries`."""
-        found = x[self.keys].unflatten(0, (self.blocks, -1))
-        return found[:, 1:] if self.is_far else found
-
-    def turned(self, x: Tensor) -> Tensor:
-        """As the call has it: `[blocks, size, H, *]`.
-
-        Contiguous: torch keeps cuDNN's plan by the strides of query, key and value alone.
-        """
-        if not self.is_far:
-            return x.contiguous()
-        from ahn.ops.window_attention.turn import turn
-
-        found = torch.empty_like(x, memory_format=torch.contiguous_format)
-        turn(found, x)
-        return found
-
-    def add(self, whole: Tensor, part: Tensor) -> None:
-        """Add to a part of the text `[blocks, size, H, *]` what a call gave for it."""
-        if self.is_far:
-            from ahn.ops.window_attention.turn import turn
-
-            turn(whole, part.contiguous(), add=True)
-        else:
-            whole.add_(part)
-
-
-def pieces(length: int, window: int, num_sinks: int) -> list[Piece]:
-    """What makes up sinks + window attention of a text; each query's own block comes first."""
-    first = min(num_sinks, length)
-    blocks, rest = divmod(length - first, window)
-    whole = length - rest
-    sinks, aligned, tail = slice(0, first), slice(first, whole), slice(whole, length)
-    found = [Piece(sinks, sinks), Piece(aligned, aligned, blocks), Piece(tail, tail)]
-    found.append(Piece(slice(first, length), sinks, is_causal=False))
-    if blocks:
-        before = whole - window  # the last whole block, which the tail still sees
-        found += [
-            Piece(slice(first + window, whole), slice(first, before), blocks - 1, is_far=True),
-            Piece(tail, slice(before + rest, whole), is_causal=False),
-            Piece(tail, slice(before, before + rest), is_far=True),
-        ]
-    return [piece for piece in found if not piece.is_empty]
 
 
 def whole_window_attention(
@@ -113,20 +33,23 @@ def whole_window_attention(
     scale: float | None,
     kept: KeptOutputs | None,
 ) -> Tensor:
-    """See `ahn.ops.window_attention`; the keys are those of the queries, from position 0 on."""
+    """See `ahn.ops.window_attention`; the keys are of all tokens from position 0 on.
+
+    The queries are of the same tokens, or of those beyond the budget.
+    """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    sinks = min(sink_key.shape[2], query.shape[2])
+    length = key.shape[2]
+    sinks = min(sink_key.shape[2], length)
     if sinks:
         key = torch.cat([sink_key[:, :, :sinks], key[:, :, sinks:]], 2)
         value = torch.cat([sink_value[:, :, :sinks], value[:, :, sinks:]], 2)
     inputs = (x.transpose(1, 2) for x in (query, key, value))
-    return _Pieces.apply(*inputs, pieces(query.shape[2], window, sinks), scale, kept).transpose(
-        1, 2
-    )
+    found = pieces(length, window, sinks, skipped=length - query.shape[2])
+    return _Pieces.apply(*inputs, found, scale, kept).transpose(1, 2)
 
 
 class _Pieces(torch.autograd.Function):
-    """`[B, T, H, K]`, `[B, T, G, K]` and `[B, T, G, V]` give `[B, T, H, V]`."""
+    """`[B, C, H, K]`, `[B, T, G, K]` and `[B, T, G, V]` give `[B, C, H, V]`."""
 
     @staticmethod
     def forward(ctx, query, key, value, pieces, scale, kept):
@@ -153,12 +76,12 @@ def _by_row(run: Callable[..., list[Tensor]], ctx: Any, *inputs: Tensor) -> Sequ
 def attend_pieces(
     query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float
 ) -> list[Tensor]:
-    """Attention `[T, H, V]` and log-sum-exp `[T, H]` or `[T, H, 1]` of a row `[T, H or G, *]`."""
+    """Attention `[C, H, V]` and log-sum-exp `[C, H]` or `[C, H, 1]` of a row."""
     found: list[Tensor] = []
     for piece in pieces:
         inputs = (piece.of_queries(query), piece.of_keys(key), piece.of_keys(value))
         parts = attend(*map(piece.turned, inputs), causal=piece.is_causal, scale=scale)
-        if len(query) == piece.length:
+        if piece.has_all(query):
             found = [part.flatten(0, 1) for part in parts]
             continue
         found = found or [x.new_empty(len(query), *x.shape[2:]) for x in parts]
@@ -184,20 +107,16 @@ def attend_pieces_backward(
     scale: float,
 ) -> list[Tensor]:
     """Gradients by query, key and value of a row, from that of its output."""
-    found: list[Tensor] = []
+    tokens = (query, key, value)
+    found: list[Tensor | None] = [None, None, None]
     for piece in pieces:
-        inputs = [piece.of_queries(query), piece.of_keys(key), piece.of_keys(value)]
+        rows_of = (piece.of_queries, piece.of_keys, piece.of_keys)
+        inputs = [rows(x) for rows, x in zip(rows_of, tokens)]
         inputs += [piece.of_queries(x) for x in (gradient, out, lse)]
         parts = attend_backward(*map(piece.turned, inputs), causal=piece.is_causal, scale=scale)
-        if len(query) == piece.length:
-            found = [part.flatten(0, 1) for part in parts]
-            continue
-        found = found or [torch.empty_like(x) for x in (query, key, value)]
-        of_query, *of_tokens = found
-        own = [piece.of_queries(of_query), *map(piece.of_keys, of_tokens)]
-        for x, part in zip(own, parts):
-            x.copy_(part) if piece.is_first else piece.add(x, part)
-    return found
+        for i, part in enumerate(parts):
+            found[i] = piece.added(found[i], part, rows_of[i], tokens[i])
+    return [torch.zeros_like(x) if y is None else y for x, y in zip(tokens, found)]
 
 
 def _part(out: Tensor, lse: Tensor) -> Part:
