@@ -10,7 +10,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import ahn
 from ahn.training import Distiller
-from ahn.training.run import check_deepspeed
 from ahn.training.trainer import DistillTrainer
 from models import base_model, new_model
 
@@ -211,14 +209,6 @@ def test_a_checkpoint_of_another_cell_or_base(folder, tmp_path):
     )
     with pytest.raises(ValueError, match="expected a base with hidden_size=64, got 32"):
         train(tmp_path, "x", resume_from_checkpoint=checkpoint)
-
-
-def test_zero3_is_refused():
-    zero2, zero3 = (SimpleNamespace(is_zero3=lambda found=found: found) for found in (False, True))
-    with pytest.raises(ValueError, match="deepspeed: expected ZeRO-2 or FSDP2, got ZeRO-3"):
-        check_deepspeed(SimpleNamespace(hf_deepspeed_config=zero3))
-    check_deepspeed(SimpleNamespace(hf_deepspeed_config=zero2))
-    check_deepspeed(SimpleNamespace())
 
 
 def test_checkpoints_without_the_base_are_loaded_strictly():

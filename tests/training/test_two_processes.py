@@ -80,7 +80,10 @@ def test_a_sharded_run_holds_shards_and_saves_the_memory_alone(folder):
         torch.testing.assert_close(weights(folder / "fsdp2")[name], tensor, atol=1e-4, rtol=1e-3)
 
 
-def test_a_sharded_run_resumed_equals_the_unbroken(folder):
-    whole, resumed = losses(folder / "fsdp2"), losses(folder / "resumed")
-    assert whole == resumed
-    assert same_weights(folder / "fsdp2", folder / "resumed")
+@pytest.mark.parametrize("again", ["resumed", "late"])
+def test_a_sharded_run_resumed_equals_the_unbroken(folder, again):
+    """Also where nothing is left but to evaluate."""
+    assert losses(folder / "fsdp2") == losses(folder / again)
+    assert same_weights(folder / "fsdp2", folder / again)
+    logs = [json.loads((folder / x / "training.json").read_text())["log"] for x in ("fsdp2", again)]
+    assert logs[0][-1]["eval_memory_ce"] == logs[1][-1]["eval_memory_ce"]
