@@ -1,6 +1,6 @@
-"""What each of two gloo processes does under DeepSpeed; `python -m torch.distributed.run` starts it.
+"""What each of two gloo processes does under DeepSpeed, started by torch.distributed.run.
 
-A whole run, one that goes on from its first checkpoint, and one from its last, by ZeRO-2 and ZeRO-3.
+By ZeRO-2 and by ZeRO-3: a whole run, one that goes on from its first checkpoint, and from its last.
 """
 
 from __future__ import annotations

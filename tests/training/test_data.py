@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from ahn.embedded import BASE
 from ahn.training.data import Collator, DataArguments, prepare
 from ahn.training.data.sources import find_sources
+from ahn.training.data.tokens import Encoder
 from ahn.training.losses import IGNORE
 
 QUESTION, ANSWER = "What does a ring keep?", "The last tokens, " * 20
@@ -230,3 +231,74 @@ def test_a_wrong_registry(tmp_path, tokenizer):
         rows_of("b", tokenizer, dataset_dir=str(tmp_path))
     with pytest.raises(ValueError, match="cutoff_len: expected more than filter_len"):
         DataArguments(cutoff_len=100, filter_len=100)
+
+
+CARD = """---
+configs:
+- config_name: short
+  data_files: [{split: train, path: short/train.jsonl}, {split: test, path: short/test.jsonl}]
+- config_name: long
+  data_files: [{split: train, path: long/*.jsonl}]
+---
+"""
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_laid_out_as_on_the_hub(tmp_path, tokenizer, streaming):
+    """Its card names configurations and splits, as those that `datasets` reads from the hub."""
+    folder = tmp_path / "set"
+    for name in ("short/train", "short/test", "long/a", "long/b"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        written(folder, [{"instruction": f"{name}?", "output": ANSWER}], f"{name}.jsonl")
+    (folder / "README.md").write_text(CARD)
+    entries = {
+        "one": {"hf_hub_url": str(folder), "subset": "short", "split": "test"},
+        "two": {"hf_hub_url": str(folder), "subset": "long"},
+    }
+    written(tmp_path, entries, "dataset_info.json")
+    rows = rows_of("one,two", tokenizer, dataset_dir=str(tmp_path), streaming=streaming)
+    texts = [tokenizer.decode(row["input_ids"]) for row in rows]
+    found = [next(x for x in ("short/test", "long/a", "long/b") if x in text) for text in texts]
+    assert found == ["short/test", "long/a", "long/b"]
+
+
+def test_a_name_on_the_hub(tmp_path, tokenizer, monkeypatch):
+    """What `datasets` is asked for; the samples are its own."""
+    import datasets
+
+    asked, rows = [], datasets.Dataset.from_list([ALPACA, ALPACA])
+
+    def load_dataset(*args, **options):
+        asked.append((args, options))
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    entry = {"hf_hub_url": "a/b", "subset": "c", "split": "d", "folder": "e", "num_samples": 1}
+    written(tmp_path, {"x": entry}, "dataset_info.json")
+    got = rows_of("x,who/what", tokenizer, dataset_dir=str(tmp_path))
+    assert len(got) == 3 and got[0] == got[1]
+    assert asked == [
+        (("a/b",), {"name": "c", "split": "d", "data_dir": "e", "streaming": False}),
+        (("who/what",), {"split": "train", "streaming": False}),
+    ]
+
+
+def test_what_is_tokenised_is_cached(tmp_path, tokenizer, monkeypatch):
+    """By a process that loads the tokenizer anew, and has used it."""
+    path = written(tmp_path, [{"text": f"{i} " * 30} for i in range(10)])
+    first = rows_of(path, tokenizer)
+    monkeypatch.setattr(Encoder, "documents", None)
+    again = AutoTokenizer.from_pretrained(BASE)
+    again("some text", truncation=True, max_length=3)
+    assert rows_of(path, again) == first
+    with pytest.raises(TypeError):
+        rows_of(path, again, cutoff_len=50)
+
+
+def test_empty_files_among_others_do_no_harm(tmp_path, tokenizer):
+    for name in ("a.jsonl", "c.jsonl"):
+        (tmp_path / name).touch()
+    written(tmp_path, [{"text": "x " * 99}], "b.jsonl")
+    assert len(rows_of(str(tmp_path), tokenizer)) == 1
+    with pytest.raises(ValueError, match=r"a.jsonl: expected samples, got: no samples"):
+        rows_of(str(tmp_path / "a.jsonl"), tokenizer)

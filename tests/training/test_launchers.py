@@ -1,4 +1,4 @@
-"""`ahn train` under accelerate launch and torchrun, as in docs/training.md, on two CPU processes."""
+"""`ahn train` under accelerate launch and torchrun, as documented, on two CPU processes."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 from ahn.checksum import read_json
 
 REGISTRY = "dataset_info.json"
+CARD = "README.md"  # of a data set on the hub
 LOADERS = {  # by the end of a file's name
     ".json": "json",
     ".jsonl": "json",
@@ -48,28 +49,33 @@ class Source:
 
         Raises ValueError naming the source where it cannot be read or is empty.
         """
-        import datasets
-
-        options = {"split": "train", **self.options, "streaming": streaming}
         files = _files(Path(self.path))
         if files is None and Path(self.path).suffix in LOADERS:  # no name on the hub ends so
             raise ValueError(f"{self.name}: expected samples, got no file {self.path}")
         try:
-            if files is None:
-                samples = datasets.load_dataset(self.path, **options)
-            else:
-                loader = _loader(files)
-                if loader == "text":
-                    options["sample_by"] = "document"
-                samples = datasets.load_dataset(loader, data_files=list(map(str, files)), **options)
+            samples = self._read(files, streaming)
             if next(iter(samples), None) is None:
                 raise ValueError("no samples")
         except Exception as error:  # what its many readers raise has no common base
-            cause = error.__cause__ or error
+            cause = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
             raise ValueError(f"{self.name}: expected samples, got: {cause}") from error
         if self.num_samples is None:
             return samples
         return samples.take(self.num_samples)
+
+    def _read(self, files: list[Path] | None, streaming: bool) -> Any:
+        import datasets
+
+        options = {"split": "train", **self.options, "streaming": streaming}
+        if files is None:
+            return datasets.load_dataset(self.path, **options)
+        filled = [file for file in files if file.stat().st_size]  # of nothing, readers stumble
+        if files and not filled:
+            raise ValueError("no samples")
+        loader = _loader(filled)
+        if loader == "text":
+            options["sample_by"] = "document"
+        return datasets.load_dataset(loader, data_files=list(map(str, filled)), **options)
 
 
 def find_sources(names: str, folder: str) -> list[Source]:
@@ -126,12 +132,18 @@ def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
 
 
 def _files(path: Path) -> list[Path] | None:
-    """Data files of a local path; None of what is not there, so on the hub."""
+    """Data files of a local path; None of what `datasets` finds by itself.
+
+    That is a name on the hub, and a folder laid out as there: its card and files of other kinds.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
         return None
-    return sorted(file for file in path.rglob("*") if file.suffix in LOADERS)
+    files = sorted(file for file in path.rglob("*") if file.suffix in LOADERS)
+    if path / CARD in files and len({LOADERS[file.suffix] for file in files}) > 1:
+        return None
+    return files
 
 
 def _loader(files: list[Path]) -> str:
