@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import random
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -96,36 +93,6 @@ def test_sigterm_saves_and_stops(folder, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
     assert not train(folder, "stopped", resume_from_checkpoint="last").stopped
     assert same_weights(folder / "stopped", folder / "unbroken")
-
-
-def forked(folder, out, seconds=None):
-    """Exit code of a run in a child, killed after so many seconds; a fork pays no imports."""
-    options = {"max_steps": 10, "save_steps": 1, "save_total_limit": 2}
-    child = multiprocessing.get_context("fork").Process(
-        target=train, args=(folder, out), kwargs={"resume_from_checkpoint": "last", **options}
-    )
-    child.start()
-    child.join(seconds)
-    child.kill()
-    child.join()
-    return child.exitcode
-
-
-def test_killed_at_twenty_moments(folder):
-    started = time.perf_counter()
-    assert forked(folder, "never killed") == 0
-    whole, generator, ended, reached = time.perf_counter() - started, random.Random(1), [], set()
-    while ended.count(-signal.SIGKILL) < 20:
-        ended.append(forked(folder, "killed", whole * generator.uniform(0.2, 0.8)))
-        reached.update(x.name for x in (folder / "killed").glob("checkpoint-*"))
-        if ended[-1] == 0:  # it was done before its time
-            assert same_weights(folder / "killed", folder / "never killed")
-            shutil.rmtree(folder / "killed")
-    assert len(reached) > 2
-    assert forked(folder, "killed") == 0
-    assert same_weights(folder / "killed", folder / "never killed")
-    assert len(list((folder / "killed").glob("checkpoint-*"))) == 2
-    assert set(ended) <= {0, -signal.SIGKILL}
 
 
 def test_accumulated_batches_equal_one_large_batch(folder):
