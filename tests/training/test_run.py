@@ -12,9 +12,11 @@ import pytest
 import torch
 from runs import losses, prepared, same_weights, train, weights
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
 import ahn
+from ahn.checkpoint import merge
 from ahn.training import Distiller
 from ahn.training.trainer import DistillTrainer
 from models import base_model, new_model
@@ -119,12 +121,31 @@ def test_going_on_from_a_memory(folder):
         torch.testing.assert_close(tensor, weights(folder / "unbroken")[name], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_going_on_from_released_weights(folder, tmp_path, apart):
+    """As they are, or merged with their base; the window in them stays unless another is given."""
+    ahn.save_pretrained(
+        ahn.from_pretrained(folder / "base", folder / "unbroken", window=20),
+        tmp_path / "released",
+        format="released",
+    )
+    options = {"memory": str(tmp_path / "released")}
+    if not apart:
+        merge(folder / "base", tmp_path / "released", tmp_path / "merged")
+        AutoTokenizer.from_pretrained(folder / "base").save_pretrained(tmp_path / "merged")
+        options = {"model_name_or_path": str(tmp_path / "merged")}
+    out, rate = str(tmp_path / "out"), {"max_steps": 1, "learning_rate": 1e-9}
+    train(folder, out, window=None, num_sinks=None, **options, **rate)
+    for name, tensor in weights(tmp_path / "out").items():
+        torch.testing.assert_close(tensor, weights(folder / "unbroken")[name], atol=1e-6, rtol=1e-6)
+    settings = json.loads((tmp_path / "out" / "ahn_config.json").read_text())["ahn_config"]
+    assert (settings["window"], settings["num_sinks"]) == (20, 2)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
     """A base with a broken embedding: only a batch with that token shows it."""
     prepared(tmp_path)
     tensors = load_file(tmp_path / "base" / "model.safetensors")
-    from transformers import AutoTokenizer
-
     word = AutoTokenizer.from_pretrained(tmp_path / "base")("§")["input_ids"][-1]
     tensors["model.embed_tokens.weight"][word] = float("nan")
     save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
