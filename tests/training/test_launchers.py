@@ -72,6 +72,6 @@ def test_the_documents_lines_are_read(line, monkeypatch):
     assert found.module and found.training_script == "ahn"
     command, *words = found.training_script_args
     assert command == "train"
-    if words[-2] == "--deepspeed":  # of a package that need not be here
+    if "--deepspeed" in words:  # of a package that need not be here
         assert json.loads(Path(words.pop()).read_text())["zero_optimization"] and words.pop()
     parse([*words, "--bf16", "false", "--output_dir", "out"])
