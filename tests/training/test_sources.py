@@ -66,6 +66,10 @@ def test_a_wrong_registry(tmp_path, tokenizer):
     for entry, said in [
         ({"file_name": "x", "formatting": "other"}, "expected a formatting of alpaca, share"),
         ({"files": "x"}, "expected keys among"),
+        ({"file_name": "x", "ranking": True}, "expected keys among .*, got .'ranking'"),
+        ({"file_name": "x", "columns": {"images": "i"}}, "expected columns among .*'images'"),
+        ({"file_name": "x", "tags": {"tool_tag": "i"}}, "expected tags among .*'tool_tag'"),
+        ({"ms_hub_url": "x"}, "expected one of .*, got .'ms_hub_url'"),
         ({"split": "x"}, "expected one of"),
     ]:
         written(tmp_path, {"a": entry}, "dataset_info.json")
@@ -117,7 +121,14 @@ def test_a_name_on_the_hub(tmp_path, tokenizer, monkeypatch):
         return rows
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    entry = {"hf_hub_url": "a/b", "subset": "c", "split": "d", "folder": "e", "num_samples": 1}
+    entry = {
+        "hf_hub_url": "a/b",
+        "ms_hub_url": "a/b",
+        "subset": "c",
+        "split": "d",
+        "folder": "e",
+        "num_samples": 1,
+    }
     written(tmp_path, {"x": entry}, "dataset_info.json")
     got = rows_of("x,who/what", tokenizer, dataset_dir=str(tmp_path))
     assert len(got) == 3 and got[0] == got[1]

@@ -20,7 +20,14 @@ LOADERS = {  # by the end of a file's name
 }
 FORMATTINGS = ("alpaca", "sharegpt", "chatqa")
 HUB_KEYS = ("hf_hub_url", "file_name")
-KEYS = {*HUB_KEYS, "formatting", "columns", "tags", "subset", "split", "folder", "num_samples"}
+OTHER_HUBS = ("ms_hub_url", "om_hub_url")  # that the registry may name beside hf_hub_url
+COLUMNS = {"prompt", "query", "response", "history", "system", "messages", "tools"}
+TAGS = {
+    *("role_tag", "content_tag", "user_tag", "assistant_tag"),
+    *("observation_tag", "function_tag", "system_tag"),
+}
+OPTIONS = {"formatting", "columns", "tags", "subset", "split", "folder", "num_samples"}
+KEYS = {*HUB_KEYS, *OTHER_HUBS, *OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,16 @@ def find_sources(names: str, folder: str) -> list[Source]:
 
 def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
     """A source as LLaMA-Factory's registry describes it."""
-    if unknown := sorted(set(entry) - KEYS):
-        raise ValueError(f"{REGISTRY}: {name}: expected keys among {sorted(KEYS)}, got {unknown}")
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    for what, got, known in (
+        ("keys", entry, KEYS),
+        ("columns", columns, COLUMNS),
+        ("tags", tags, TAGS),
+    ):
+        if unknown := sorted(set(got) - known):
+            raise ValueError(
+                f"{REGISTRY}: {name}: expected {what} among {sorted(known)}, got {unknown}"
+            )
     kind = next((key for key in HUB_KEYS if key in entry), None)
     if kind is None:
         raise ValueError(f"{REGISTRY}: {name}: expected one of {HUB_KEYS}, got {sorted(entry)}")
@@ -125,8 +140,8 @@ def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
         path=entry[kind] if kind == "hf_hub_url" else str(folder / entry[kind]),
         options={key: value for key, value in options.items() if value is not None},
         formatting=formatting,
-        columns=entry.get("columns", {}),
-        tags=entry.get("tags", {}),
+        columns=columns,
+        tags=tags,
         num_samples=entry.get("num_samples"),
     )
 
