@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import losses, prepared, same_weights, train, weights
+from runs import in_two_processes, losses, prepared, same_weights, train, weights
 
 from ahn.training.zero3 import check_deepspeed
 
@@ -24,16 +22,7 @@ def folder(tmp_path_factory):
     """What two processes left, and the same run by this one."""
     pytest.importorskip("deepspeed")
     folder = prepared(tmp_path_factory.mktemp("deepspeed"))
-    path = os.pathsep.join([str(SCRIPT.parent), *sys.path])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    result = subprocess.run(
-        [*command, SCRIPT, folder],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    in_two_processes(SCRIPT, folder, DS_ACCELERATOR="cpu")
     train(folder, "one", eval_dataset=str(folder / "data.jsonl"))
     return folder
 
