@@ -16,7 +16,8 @@ def check_deepspeed(run: Any) -> None:
     """Refuse ZeRO-3 of a DeepSpeed whose backward pass fails on a frozen base.
 
     Before 0.19.3 it freed frozen parameters while a layer was computed again
-    (deepspeedai/DeepSpeed#8130, mended by #8148); 0.19.2, tried without recomputation, gave losses of 0.
+    (deepspeedai/DeepSpeed#8130, mended by #8148); 0.19.2, tried without computing again, gave
+    losses of 0.
 
     Args:
         run: `TrainingArguments`.

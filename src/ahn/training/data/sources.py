@@ -111,25 +111,8 @@ def find_sources(names: str, folder: str) -> list[Source]:
 
 def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
     """A source as LLaMA-Factory's registry describes it."""
-    columns, tags = entry.get("columns", {}), entry.get("tags", {})
-    for what, got, known in (
-        ("keys", entry, KEYS),
-        ("columns", columns, COLUMNS),
-        ("tags", tags, TAGS),
-    ):
-        if unknown := sorted(set(got) - known):
-            raise ValueError(
-                f"{REGISTRY}: {name}: expected {what} among {sorted(known)}, got {unknown}"
-            )
-    kind = next((key for key in HUB_KEYS if key in entry), None)
-    if kind is None:
-        raise ValueError(f"{REGISTRY}: {name}: expected one of {HUB_KEYS}, got {sorted(entry)}")
-    formatting = entry.get("formatting", "alpaca")
-    if formatting not in FORMATTINGS:
-        known = ", ".join(FORMATTINGS)
-        raise ValueError(
-            f"{REGISTRY}: {name}: expected a formatting of {known}, got {formatting!r}"
-        )
+    _check_entry(name, entry)
+    kind = next(key for key in HUB_KEYS if key in entry)
     options = {
         "name": entry.get("subset"),
         "split": entry.get("split"),
@@ -139,11 +122,29 @@ def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
         name=name,
         path=entry[kind] if kind == "hf_hub_url" else str(folder / entry[kind]),
         options={key: value for key, value in options.items() if value is not None},
-        formatting=formatting,
-        columns=columns,
-        tags=tags,
+        formatting=entry.get("formatting", FORMATTINGS[0]),
+        columns=entry.get("columns", {}),
+        tags=entry.get("tags", {}),
         num_samples=entry.get("num_samples"),
     )
+
+
+def _check_entry(name: str, entry: dict[str, Any]) -> None:
+    """Raise for what is said in an entry and would not be done."""
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    checks = (("keys", entry, KEYS), ("columns", columns, COLUMNS), ("tags", tags, TAGS))
+    for what, got, known in checks:
+        if unknown := sorted(set(got) - known):
+            raise ValueError(
+                f"{REGISTRY}: {name}: expected {what} among {sorted(known)}, got {unknown}"
+            )
+    if not any(key in entry for key in HUB_KEYS):
+        raise ValueError(f"{REGISTRY}: {name}: expected one of {HUB_KEYS}, got {sorted(entry)}")
+    if (formatting := entry.get("formatting", FORMATTINGS[0])) not in FORMATTINGS:
+        raise ValueError(
+            f"{REGISTRY}: {name}: expected a formatting of {', '.join(FORMATTINGS)}, got "
+            f"{formatting!r}"
+        )
 
 
 def _files(path: Path) -> list[Path] | None:
