@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,20 @@ def train(folder: Path, out: str, **changes: Any) -> Outcome:
         names = kind.__dataclass_fields__  # type: ignore[attr-defined]
         groups.append(kind(**{**settings, **{k: v for k, v in given.items() if k in names}}))
     return run(*groups)
+
+
+def in_two_processes(script: Path, folder: Path, **variables: str) -> None:
+    """Run a script on a folder as two gloo processes; its errors are the test's."""
+    path = os.pathsep.join([str(script.parent), *sys.path])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    result = subprocess.run(
+        [*command, script, folder],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

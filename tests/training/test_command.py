@@ -64,12 +64,16 @@ def test_files_of_arguments(tmp_path, ending):
         "loss_type": "kl+ce",
         "packing": True,
         "accelerator_config": {"split_batches": False},
+        "report_to": ["tensorboard", "wandb"],
         "output_dir": str(tmp_path),
     }
     path = tmp_path / f"a.{ending}"
     path.write_text(yaml.safe_dump(values) if ending == "yaml" else json.dumps(values))
-    _, data, distill, _ = parse([str(path), "--filter_len", "9"])
+    _, data, distill, run = parse([str(path), "--filter_len", "9"])
     assert (data.filter_len, data.packing, distill.weights) == (9, True, (0.5, 0.25, 0.0))
+    assert run.report_to == ["tensorboard", "wandb"]
+    *_, run = parse([str(path), "--report_to", "none"])
+    assert run.report_to == []
 
 
 def test_a_run(tmp_path, monkeypatch, capsys):

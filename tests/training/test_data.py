@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import AutoTokenizer
+from data_files import (
+    ALPACA,
+    ANSWER,
+    CHATQA,
+    CHATQA_LONG,
+    QUESTION,
+    SHAREGPT,
+    TALK,
+    rows_of,
+    written,
+)
 
-from ahn.embedded import BASE
-from ahn.training.data import Collator, DataArguments, prepare
-from ahn.training.data.sources import find_sources
+from ahn.training.data import Collator
 from ahn.training.losses import IGNORE
 
-QUESTION, ANSWER = "What does a ring keep?", "The last tokens, " * 20
-TALK = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
-SHAREGPT = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
-OWN = [{"who": "u", "what": QUESTION}, {"who": "a", "what": ANSWER}]
-ALPACA = {"instruction": QUESTION, "input": "", "output": ANSWER}
-CHATQA = {"question": QUESTION, "answer": [ANSWER, "Another."], "sub-paragraphs": "A ring keeps."}
-CHATQA_LONG = {"question": f"User: A ring.\n\n{QUESTION}\n\nAssistant:", "answer": ANSWER}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(BASE)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    import datasets
-
-    datasets.disable_progress_bars()
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def written(folder, rows, name="data.jsonl"):
-    path = folder / name
-    if name.endswith(".parquet"):
-        from datasets import Dataset
-
-        Dataset.from_list(rows).to_parquet(path)
-    elif name.endswith(".jsonl"):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-    return str(path)
-
-
-def rows_of(names, tokenizer, **options):
-    options = {"filter_len": 8, "cutoff_len": 512, "template": "qwen2_5", **options}
-    return list(prepare(names, DataArguments(**options), tokenizer))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
@@ -86,44 +54,6 @@ def test_what_chatqa2_wraps_its_questions_in_is_left_out(tmp_path, tokenizer):
     assert f"user\nA ring keeps.\n\n{QUESTION}<" in texts[0]
     assert f"user\nA ring.\n\n{QUESTION}<" in texts[1]
     assert not any("Another" in text or "Assistant:" in text for text in texts)
-
-
-def test_the_registry_that_ships_with_the_recipes():
-    """Names, subsets and shares as in the data set's card."""
-    recipes = Path(__file__).parents[2] / "recipes"
-    found = find_sources("chatqa2_long_sft,chatqa2_narrativeqa", str(recipes))
-    assert {source.path for source in found} == {"nvidia/ChatQA2-Long-SFT-data"}
-    assert [x.options["name"] for x in found] == ["long_sft", "NarrativeQA_131072"]
-    assert {source.formatting for source in found} == {"chatqa"}
-
-
-def test_the_registry_of_llama_factory(tmp_path, tokenizer):
-    written(tmp_path, [{"talk": OWN, "sys": "Be short."}], "talk.json")
-    written(tmp_path, [{"q": QUESTION, "a": ANSWER, "h": [["One?", "Two."]]}] * 3, "pairs.json")
-    entries = {
-        "talk": {
-            "file_name": "talk.json",
-            "formatting": "sharegpt",
-            "columns": {"messages": "talk", "system": "sys"},
-            "tags": {
-                "role_tag": "who",
-                "content_tag": "what",
-                "user_tag": "u",
-                "assistant_tag": "a",
-            },
-        },
-        "pairs": {
-            "file_name": "pairs.json",
-            "columns": {"prompt": "q", "response": "a", "history": "h"},
-            "num_samples": 2,
-        },
-    }
-    written(tmp_path, entries, "dataset_info.json")
-    talk, *pairs = rows_of("talk, pairs", tokenizer, dataset_dir=str(tmp_path))
-    assert "system\nBe short." in tokenizer.decode(talk["input_ids"])
-    assert len(pairs) == 2
-    answers = tokenizer.decode([x for x in pairs[0]["labels"] if x != IGNORE])
-    assert answers.strip().startswith("Two.")
 
 
 def test_plain_text_is_split_and_nothing_is_lost(tmp_path, tokenizer):
@@ -215,18 +145,3 @@ def test_bad_data(tmp_path, tokenizer, content, name, options, said):
         rows_of(str(tmp_path / name), tokenizer, **options)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_wrong_registry(tmp_path, tokenizer):
-    for entry, said in [
-        ({"file_name": "x", "formatting": "other"}, "expected a formatting of alpaca, share"),
-        ({"files": "x"}, "expected keys among"),
-        ({"split": "x"}, "expected one of"),
-    ]:
-        written(tmp_path, {"a": entry}, "dataset_info.json")
-        with pytest.raises(ValueError, match=said):
-            rows_of("a", tokenizer, dataset_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="expected a path or one of"):
-        rows_of("b", tokenizer, dataset_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="cutoff_len: expected more than filter_len"):
-        DataArguments(cutoff_len=100, filter_len=100)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import random
 import shutil
 import signal
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import losses, prepared, same_weights, train, weights
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
 import ahn
+from ahn.checkpoint import merge
 from ahn.training import Distiller
-from ahn.training.run import check_deepspeed
 from ahn.training.trainer import DistillTrainer
 from models import base_model, new_model
 
@@ -100,36 +97,6 @@ def test_sigterm_saves_and_stops(folder, monkeypatch):
     assert same_weights(folder / "stopped", folder / "unbroken")
 
 
-def forked(folder, out, seconds=None):
-    """Exit code of a run in a child, killed after so many seconds; a fork pays no imports."""
-    options = {"max_steps": 10, "save_steps": 1, "save_total_limit": 2}
-    child = multiprocessing.get_context("fork").Process(
-        target=train, args=(folder, out), kwargs={"resume_from_checkpoint": "last", **options}
-    )
-    child.start()
-    child.join(seconds)
-    child.kill()
-    child.join()
-    return child.exitcode
-
-
-def test_killed_at_twenty_moments(folder):
-    started = time.perf_counter()
-    assert forked(folder, "never killed") == 0
-    whole, generator, ended, reached = time.perf_counter() - started, random.Random(1), [], set()
-    while ended.count(-signal.SIGKILL) < 20:
-        ended.append(forked(folder, "killed", whole * generator.uniform(0.2, 0.8)))
-        reached.update(x.name for x in (folder / "killed").glob("checkpoint-*"))
-        if ended[-1] == 0:  # it was done before its time
-            assert same_weights(folder / "killed", folder / "never killed")
-            shutil.rmtree(folder / "killed")
-    assert len(reached) > 2
-    assert forked(folder, "killed") == 0
-    assert same_weights(folder / "killed", folder / "never killed")
-    assert len(list((folder / "killed").glob("checkpoint-*"))) == 2
-    assert set(ended) <= {0, -signal.SIGKILL}
-
-
 def test_accumulated_batches_equal_one_large_batch(folder):
     train(folder, "accumulated", per_device_train_batch_size=1, gradient_accumulation_steps=2)
     for step, loss in losses(folder / "unbroken").items():
@@ -154,12 +121,31 @@ def test_going_on_from_a_memory(folder):
         torch.testing.assert_close(tensor, weights(folder / "unbroken")[name], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_going_on_from_released_weights(folder, tmp_path, apart):
+    """As they are, or merged with their base; the window in them stays unless another is given."""
+    ahn.save_pretrained(
+        ahn.from_pretrained(folder / "base", folder / "unbroken", window=20),
+        tmp_path / "released",
+        format="released",
+    )
+    options = {"memory": str(tmp_path / "released")}
+    if not apart:
+        merge(folder / "base", tmp_path / "released", tmp_path / "merged")
+        AutoTokenizer.from_pretrained(folder / "base").save_pretrained(tmp_path / "merged")
+        options = {"model_name_or_path": str(tmp_path / "merged")}
+    out, rate = str(tmp_path / "out"), {"max_steps": 1, "learning_rate": 1e-9}
+    train(folder, out, window=None, num_sinks=None, **options, **rate)
+    for name, tensor in weights(tmp_path / "out").items():
+        torch.testing.assert_close(tensor, weights(folder / "unbroken")[name], atol=1e-6, rtol=1e-6)
+    settings = json.loads((tmp_path / "out" / "ahn_config.json").read_text())["ahn_config"]
+    assert (settings["window"], settings["num_sinks"]) == (20, 2)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
     """A base with a broken embedding: only a batch with that token shows it."""
     prepared(tmp_path)
     tensors = load_file(tmp_path / "base" / "model.safetensors")
-    from transformers import AutoTokenizer
-
     word = AutoTokenizer.from_pretrained(tmp_path / "base")("§")["input_ids"][-1]
     tensors["model.embed_tokens.weight"][word] = float("nan")
     save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
@@ -211,14 +197,6 @@ def test_a_checkpoint_of_another_cell_or_base(folder, tmp_path):
     )
     with pytest.raises(ValueError, match="expected a base with hidden_size=64, got 32"):
         train(tmp_path, "x", resume_from_checkpoint=checkpoint)
-
-
-def test_zero3_is_refused():
-    zero2, zero3 = (SimpleNamespace(is_zero3=lambda found=found: found) for found in (False, True))
-    with pytest.raises(ValueError, match="deepspeed: expected ZeRO-2 or FSDP2, got ZeRO-3"):
-        check_deepspeed(SimpleNamespace(hf_deepspeed_config=zero3))
-    check_deepspeed(SimpleNamespace(hf_deepspeed_config=zero2))
-    check_deepspeed(SimpleNamespace())
 
 
 def test_checkpoints_without_the_base_are_loaded_strictly():

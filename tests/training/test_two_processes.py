@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import losses, prepared, same_weights, train, weights
+from runs import in_two_processes, losses, prepared, same_weights, train, weights
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -19,15 +16,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 def folder(tmp_path_factory):
     """What two processes left, started once: importing takes longer than all they do."""
     folder = prepared(tmp_path_factory.mktemp("two"))
-    path = os.pathsep.join([str(SCRIPT.parent), *sys.path])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    result = subprocess.run(
-        [*command, SCRIPT, folder],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    in_two_processes(SCRIPT, folder)
     return folder
 
 
@@ -80,7 +69,10 @@ def test_a_sharded_run_holds_shards_and_saves_the_memory_alone(folder):
         torch.testing.assert_close(weights(folder / "fsdp2")[name], tensor, atol=1e-4, rtol=1e-3)
 
 
-def test_a_sharded_run_resumed_equals_the_unbroken(folder):
-    whole, resumed = losses(folder / "fsdp2"), losses(folder / "resumed")
-    assert whole == resumed
-    assert same_weights(folder / "fsdp2", folder / "resumed")
+@pytest.mark.parametrize("again", ["resumed", "late"])
+def test_a_sharded_run_resumed_equals_the_unbroken(folder, again):
+    """Also where nothing is left but to evaluate."""
+    assert losses(folder / "fsdp2") == losses(folder / again)
+    assert same_weights(folder / "fsdp2", folder / again)
+    logs = [json.loads((folder / x / "training.json").read_text())["log"] for x in ("fsdp2", again)]
+    assert logs[0][-1]["eval_memory_ce"] == logs[1][-1]["eval_memory_ce"]

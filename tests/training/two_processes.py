@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def sharded_runs(folder: Path, options: dict) -> None:
-    """A run under FSDP2, and one that goes on from a checkpoint of the first.
+    """A run under FSDP2, and two that go on from its first checkpoint and from its last.
 
     accelerate's state is made to say what it would with GPUs.
     """
@@ -116,10 +116,11 @@ def sharded_runs(folder: Path, options: dict) -> None:
 
     AcceleratorState.__init__, DistillTrainer.get_batch_samples = as_on_gpus, noting
     train(folder, "fsdp2", **options)
-    if accelerate.PartialState().is_main_process:
-        shutil.copytree(folder / "fsdp2/checkpoint-3", folder / "resumed/checkpoint-3")
-    accelerate.PartialState().wait_for_everyone()
-    train(folder, "resumed", **options, resume_from_checkpoint="last")
+    for name, again in (("checkpoint-3", "resumed"), ("checkpoint-8", "late")):
+        if accelerate.PartialState().is_main_process:
+            shutil.copytree(folder / "fsdp2" / name, folder / again / name)
+        accelerate.PartialState().wait_for_everyone()
+        train(folder, again, **options, resume_from_checkpoint="last")
     (folder / "kinds.json").write_text(json.dumps(sorted(kinds)))
 
 

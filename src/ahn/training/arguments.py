@@ -125,6 +125,11 @@ class RunArguments(TrainingArguments):
     )
     logging_steps: float = field(default=10, metadata=_THEIRS["logging_steps"])
     logging_nan_inf_filter: bool = field(default=False, metadata=_THEIRS["logging_nan_inf_filter"])
+    # Theirs are a word or a list, of which a parser of the command line takes the word alone.
+    report_to: list[str] = field(default_factory=lambda: ["none"], metadata=_THEIRS["report_to"])
+    optim_target_modules: list[str] | None = field(
+        default=None, metadata=_THEIRS["optim_target_modules"]
+    )
 
     def __post_init__(self) -> None:
         if self.activation_checkpointing is None and self.gradient_checkpointing is None:

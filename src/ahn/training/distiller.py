@@ -15,6 +15,7 @@ from ahn.attach.saving import is_memory
 from ahn.calls import MEMORY, WINDOW
 from ahn.training.distillation import Batch, Counts, Losses, counted, distillation
 from ahn.training.losses import IGNORE, LossWeights, head_losses
+from ahn.training.zero3 import plain_head
 
 _CHECKPOINTING = {"use_reentrant": False, "every_n_layers": 1, "offload": False}
 
@@ -104,18 +105,19 @@ class Distiller(nn.Module):
         """Losses of a batch, see `distillation`; of mode `window` the cross-entropy alone."""
         batch = Batch(input_ids, labels, position_ids)
         limits = {"window": window, "num_sinks": num_sinks}
-        if mode == WINDOW:
-            return window_losses(self.model, batch, **limits)
-        return distillation(
-            self.model,
-            batch,
-            window=window,
-            num_sinks=num_sinks,
-            weights=self.weights,
-            counts=counts,
-            normalized=self.normalized,
-            checkpointing=self.checkpointing,
-        )
+        with plain_head(self.model):
+            if mode == WINDOW:
+                return window_losses(self.model, batch, **limits)
+            return distillation(
+                self.model,
+                batch,
+                window=window,
+                num_sinks=num_sinks,
+                weights=self.weights,
+                counts=counts,
+                normalized=self.normalized,
+                checkpointing=self.checkpointing,
+            )
 
 
 @torch.no_grad()

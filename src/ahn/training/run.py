@@ -21,6 +21,7 @@ from ahn.training.data import Collator, DataArguments, prepare
 from ahn.training.distiller import Distiller, memory_parameters
 from ahn.training.stop import StopOnSignal
 from ahn.training.trainer import DistillTrainer
+from ahn.training.zero3 import check_deepspeed
 
 LAST = ("last", "true", "True")
 RESULT, CURVE = "training.json", "training.png"
@@ -181,17 +182,3 @@ def _checkpoint(run: RunArguments) -> str | None:
             f"got one with {Path(last).name}"
         )
     return None
-
-
-def check_deepspeed(run: RunArguments) -> None:
-    """Refuse ZeRO-3: it gathers a module's weights at each call, and waits for all processes.
-
-    Its backward pass fails where parameters are frozen and layers recomputed; and each process
-    applies the head as often as its own tokens need.
-    """
-    config = getattr(run, "hf_deepspeed_config", None)
-    if config is not None and config.is_zero3():
-        raise ValueError(
-            "deepspeed: expected ZeRO-2 or FSDP2, got ZeRO-3, whose backward pass fails where "
-            "parameters are frozen and layers recomputed (deepspeedai/DeepSpeed pull request 8130)"
-        )

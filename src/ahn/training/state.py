@@ -13,11 +13,14 @@ from ahn.attach import of_model
 from ahn.attach.saving import is_memory
 from ahn.checkpoint import read_memory
 from ahn.checkpoint.memory import check_keys, write_memory
+from ahn.training.distiller import memory_parameters
+from ahn.training.zero3 import whole
 
 
 def gathered(model: PreTrainedModel) -> dict[str, Tensor]:
     """The memory's tensors, whole, on the CPU; all processes must call it."""
-    return {name: _whole(tensor) for name, tensor in _own(model).items()}
+    with whole(memory_parameters(model).values()):
+        return {name: _whole(tensor) for name, tensor in _own(model).items()}
 
 
 def save(model: PreTrainedModel, folder: Path, *, here: bool) -> None:
@@ -39,10 +42,11 @@ def load(model: PreTrainedModel, folder: Path) -> None:
     if stored.settings.memory != cell:
         raise ValueError(f"{folder}: expected a memory of {cell}, got {stored.settings.memory}")
     stored.check_base(model.config)
-    own = _own(model)
-    check_keys(own, stored.state)
-    for name, tensor in own.items():
-        _copy(tensor, stored.state[name])
+    with whole(memory_parameters(model).values(), changed=True):
+        own = _own(model)
+        check_keys(own, stored.state)
+        for name, tensor in own.items():
+            _copy(tensor, stored.state[name])
 
 
 def _own(model: PreTrainedModel) -> dict[str, Any]:

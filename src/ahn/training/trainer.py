@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerState
+from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -185,6 +186,17 @@ class DistillTrainer(Trainer):
         """Take over the end of a run that was stopped before it wrote its result."""
         self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
+        self._shard()
+
+    def _shard(self) -> None:
+        """As training begins, for an evaluation without training: only so does the base fit."""
+        if self.is_fsdp_enabled:
+            pair = self.accelerator.prepare(self.model, self.create_optimizer())  # wants both
+            self.model, self.optimizer = pair
+            self.model_wrapped = self.model
+        elif self.is_deepspeed_enabled and self.args.hf_deepspeed_config.is_zero3():
+            deepspeed_init(self, num_training_steps=0, inference=True)
+            self.model_wrapped = self.accelerator.prepare(self.model)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))

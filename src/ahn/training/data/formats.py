@@ -51,8 +51,13 @@ def unified(row: Sample, source: Source, text_column: str = "text") -> Sample:
         return {"text": row[text_column]}
     raise ValueError(
         f"{source.name}: expected a column {text_column} (--text_column), messages, conversations, "
-        f"instruction, prompt and completion, or question and answer, got {sorted(row)}"
+        f"instruction, prompt and completion, or question and answer, got {_kinds(row)}"
     )
+
+
+def _kinds(row: Sample) -> str:
+    """Columns and what they hold, for messages."""
+    return ", ".join(f"{name} ({type(value).__name__})" for name, value in sorted(row.items()))
 
 
 def _alpaca(row: Sample, source: Source) -> Sample:
@@ -61,7 +66,9 @@ def _alpaca(row: Sample, source: Source) -> Sample:
     names = {**names, "history": "history", **source.columns}
     for needed in ("prompt", "response"):
         if not isinstance(row.get(names[needed]), str):
-            raise ValueError(f"{source.name}: expected a column {names[needed]}, got {sorted(row)}")
+            raise ValueError(
+                f"{source.name}: expected a column {names[needed]} (str), got {_kinds(row)}"
+            )
     messages = []
     if row.get(names["system"]):
         messages.append({"role": "system", "content": row[names["system"]]})
@@ -79,7 +86,7 @@ def _chatqa(row: Sample, source: Source) -> Sample:
     question, answer = (row.get(name) for name in CHATQA)
     answer = answer[0] if isinstance(answer, list) and answer else answer
     if not isinstance(question, str) or not isinstance(answer, str):
-        raise ValueError(f"{source.name}: expected a question and an answer, got {sorted(row)}")
+        raise ValueError(f"{source.name}: expected a question and an answer, got {_kinds(row)}")
     question = question.strip().removeprefix(SPEAKER).removesuffix(REPLY).strip()
     text = "\n\n".join(filter(None, (row.get("sub-paragraphs"), question)))
     return {
@@ -90,7 +97,7 @@ def _chatqa(row: Sample, source: Source) -> Sample:
 def _sharegpt(row: Sample, source: Source) -> Sample:
     key = source.columns.get("messages", "conversations")
     if not isinstance(row.get(key), list):
-        raise ValueError(f"{source.name}: expected a column {key}, got {sorted(row)}")
+        raise ValueError(f"{source.name}: expected a column {key} (list), got {_kinds(row)}")
     return _conversation(row, source)
 
 
@@ -113,7 +120,7 @@ def _messages(messages: list[Sample], source: Source, tags: dict[str, str]) -> l
         content = message.get(tags.get("content_tag", "value"), message.get("content"))
         if role is None or not isinstance(content, str):
             raise ValueError(
-                f"{source.name}: expected messages with role and content, got {sorted(message)}"
+                f"{source.name}: expected messages with role and content, got {_kinds(message)}"
             )
         found.append({"role": roles.get(role, role), "content": content})
     return found

@@ -134,7 +134,7 @@ def _nothing_left(source: Source, documents: Any, least: int) -> str:
         return f"{source.name}: expected labelled tokens, got {len(lengths)} documents without any"
     return (
         f"{source.name}: expected a document of at least {least} tokens, got {len(lengths)} "
-        f"documents of at most {max(lengths, default=0)}"
+        f"documents of at most {max(lengths, default=0)} (--filter_len and the least budget set it)"
     )
 
 

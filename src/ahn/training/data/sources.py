@@ -9,6 +9,7 @@ from typing import Any
 from ahn.checksum import read_json
 
 REGISTRY = "dataset_info.json"
+CARD = "README.md"  # of a data set on the hub
 LOADERS = {  # by the end of a file's name
     ".json": "json",
     ".jsonl": "json",
@@ -19,7 +20,14 @@ LOADERS = {  # by the end of a file's name
 }
 FORMATTINGS = ("alpaca", "sharegpt", "chatqa")
 HUB_KEYS = ("hf_hub_url", "file_name")
-KEYS = {*HUB_KEYS, "formatting", "columns", "tags", "subset", "split", "folder", "num_samples"}
+OTHER_HUBS = ("ms_hub_url", "om_hub_url")  # that the registry may name beside hf_hub_url
+COLUMNS = {"prompt", "query", "response", "history", "system", "messages", "tools"}
+TAGS = {
+    *("role_tag", "content_tag", "user_tag", "assistant_tag"),
+    *("observation_tag", "function_tag", "system_tag"),
+}
+OPTIONS = {"formatting", "columns", "tags", "subset", "split", "folder", "num_samples"}
+KEYS = {*HUB_KEYS, *OTHER_HUBS, *OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -48,28 +56,33 @@ class Source:
 
         Raises ValueError naming the source where it cannot be read or is empty.
         """
-        import datasets
-
-        options = {"split": "train", **self.options, "streaming": streaming}
         files = _files(Path(self.path))
         if files is None and Path(self.path).suffix in LOADERS:  # no name on the hub ends so
             raise ValueError(f"{self.name}: expected samples, got no file {self.path}")
         try:
-            if files is None:
-                samples = datasets.load_dataset(self.path, **options)
-            else:
-                loader = _loader(files)
-                if loader == "text":
-                    options["sample_by"] = "document"
-                samples = datasets.load_dataset(loader, data_files=list(map(str, files)), **options)
+            samples = self._read(files, streaming)
             if next(iter(samples), None) is None:
                 raise ValueError("no samples")
         except Exception as error:  # what its many readers raise has no common base
-            cause = error.__cause__ or error
+            cause = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
             raise ValueError(f"{self.name}: expected samples, got: {cause}") from error
         if self.num_samples is None:
             return samples
         return samples.take(self.num_samples)
+
+    def _read(self, files: list[Path] | None, streaming: bool) -> Any:
+        import datasets
+
+        options = {"split": "train", **self.options, "streaming": streaming}
+        if files is None:
+            return datasets.load_dataset(self.path, **options)
+        filled = [file for file in files if file.stat().st_size]  # of nothing, readers stumble
+        if files and not filled:
+            raise ValueError("no samples")
+        loader = _loader(filled)
+        if loader == "text":
+            options["sample_by"] = "document"
+        return datasets.load_dataset(loader, data_files=list(map(str, filled)), **options)
 
 
 def find_sources(names: str, folder: str) -> list[Source]:
@@ -98,17 +111,8 @@ def find_sources(names: str, folder: str) -> list[Source]:
 
 def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
     """A source as LLaMA-Factory's registry describes it."""
-    if unknown := sorted(set(entry) - KEYS):
-        raise ValueError(f"{REGISTRY}: {name}: expected keys among {sorted(KEYS)}, got {unknown}")
-    kind = next((key for key in HUB_KEYS if key in entry), None)
-    if kind is None:
-        raise ValueError(f"{REGISTRY}: {name}: expected one of {HUB_KEYS}, got {sorted(entry)}")
-    formatting = entry.get("formatting", "alpaca")
-    if formatting not in FORMATTINGS:
-        known = ", ".join(FORMATTINGS)
-        raise ValueError(
-            f"{REGISTRY}: {name}: expected a formatting of {known}, got {formatting!r}"
-        )
+    _check_entry(name, entry)
+    kind = next(key for key in HUB_KEYS if key in entry)
     options = {
         "name": entry.get("subset"),
         "split": entry.get("split"),
@@ -118,20 +122,44 @@ def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
         name=name,
         path=entry[kind] if kind == "hf_hub_url" else str(folder / entry[kind]),
         options={key: value for key, value in options.items() if value is not None},
-        formatting=formatting,
+        formatting=entry.get("formatting", FORMATTINGS[0]),
         columns=entry.get("columns", {}),
         tags=entry.get("tags", {}),
         num_samples=entry.get("num_samples"),
     )
 
 
+def _check_entry(name: str, entry: dict[str, Any]) -> None:
+    """Raise for what is said in an entry and would not be done."""
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    checks = (("keys", entry, KEYS), ("columns", columns, COLUMNS), ("tags", tags, TAGS))
+    for what, got, known in checks:
+        if unknown := sorted(set(got) - known):
+            raise ValueError(
+                f"{REGISTRY}: {name}: expected {what} among {sorted(known)}, got {unknown}"
+            )
+    if not any(key in entry for key in HUB_KEYS):
+        raise ValueError(f"{REGISTRY}: {name}: expected one of {HUB_KEYS}, got {sorted(entry)}")
+    if (formatting := entry.get("formatting", FORMATTINGS[0])) not in FORMATTINGS:
+        raise ValueError(
+            f"{REGISTRY}: {name}: expected a formatting of {', '.join(FORMATTINGS)}, got "
+            f"{formatting!r}"
+        )
+
+
 def _files(path: Path) -> list[Path] | None:
-    """Data files of a local path; None of what is not there, so on the hub."""
+    """Data files of a local path; None of what `datasets` finds by itself.
+
+    That is a name on the hub, and a folder laid out as there: its card and files of other kinds.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
         return None
-    return sorted(file for file in path.rglob("*") if file.suffix in LOADERS)
+    files = sorted(file for file in path.rglob("*") if file.suffix in LOADERS)
+    if path / CARD in files and len({LOADERS[file.suffix] for file in files}) > 1:
+        return None
+    return files
 
 
 def _loader(files: list[Path]) -> str:

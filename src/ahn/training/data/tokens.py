@@ -97,13 +97,16 @@ def training_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> s
     if name is not None and Path(name).is_file():
         template = Path(name).read_text(encoding="utf-8")
     elif name is not None:
-        template = getattr(known, f"{ALIASES.get(name, name)}_training_chat_template", None)
+        ending = "_training_chat_template"
+        templates = {
+            key.removesuffix(ending): value
+            for key, value in vars(known).items()
+            if key.endswith(ending) and isinstance(value, str)
+        }
+        template = templates.get(ALIASES.get(name, name))
         if template is None:
-            ending = "_training_chat_template"
-            names = sorted(x.removesuffix(ending) for x in vars(known) if x.endswith(ending))
-            raise ValueError(
-                f"template: expected a file or one of {', '.join(names)}, got {name!r}"
-            )
+            names = ", ".join(sorted(templates))
+            raise ValueError(f"template: expected a file or one of {names}, got {name!r}")
     elif tokenizer.chat_template is None:
         return None
     else:
