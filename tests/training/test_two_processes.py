@@ -16,6 +16,8 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 def folder(tmp_path_factory):
     """What two processes left, started once: importing takes longer than all they do."""
     folder = prepared(tmp_path_factory.mktemp("two"))
+    rows = [{"text": f"{n} word " * n} for n in range(20, 300, 20)]
+    (folder / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     in_two_processes(SCRIPT, folder)
     return folder
 
@@ -37,6 +39,15 @@ def test_sharded_by_fsdp2(folder):
             torch.testing.assert_close(saved[name], tensor, atol=1e-4, rtol=1e-3)
         again = weights(folder / f"again-{tied}")
         assert all(torch.equal(again[name], tensor) for name, tensor in saved.items())
+
+
+def test_all_processes_draw_the_same_limits_and_each_has_tokens_beyond_them(folder):
+    drawn = [json.loads((folder / f"drawn-{rank}.json").read_text()) for rank in range(2)]
+    limits = [[each[1:] for each in one] for one in drawn]
+    assert limits[0] == limits[1] and len(limits[0]) > 5
+    assert any(a[0] != b[0] for a, b in zip(*drawn)), "texts of one length show nothing"
+    assert len({tuple(each) for each in limits[0]}) > 1
+    assert all(length > window + sinks for length, window, sinks in [*drawn[0], *drawn[1]])
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,25 @@ def main() -> None:
     sharded(folder)
     options = {"per_device_train_batch_size": 1, "eval_dataset": str(folder / "data.jsonl")}
     train(folder, "two", **options)
+    uneven_run(folder)
     sharded_runs(folder, options)
+
+
+def uneven_run(folder: Path) -> None:
+    """A run whose processes read texts of different lengths, and the limits that each draws."""
+    samples, drawn = DistillTrainer.get_batch_samples, []
+
+    def noting(self, *args):
+        batches, rest = samples(self, *args)
+        drawn.extend([batch["input_ids"].shape[1], *batch["limits"]] for batch in batches)
+        return batches, rest
+
+    DistillTrainer.get_batch_samples = noting
+    settings = {"cutoff_len": 4096, "filter_len": 0, "sliding_window_type": "random"}
+    steps = {"max_steps": 4, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
+    train(folder, "uneven", dataset=str(folder / "uneven.jsonl"), **settings, **steps)
+    DistillTrainer.get_batch_samples = samples
+    (folder / f"drawn-{dist.get_rank()}.json").write_text(json.dumps(drawn))
 
 
 def sharded_runs(folder: Path, options: dict) -> None:

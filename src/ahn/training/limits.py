@@ -27,9 +27,9 @@ class Limits(NamedTuple):
 class LimitSampler:
     """Draws window and sinks of a training step.
 
-    A draw depends on seed, step and length alone: there is no state to save, and processes whose
-    rows have the same length draw the same. Where lengths differ, all go through one random order
-    of the candidates and each takes the first that fits its own.
+    A draw depends on seed, step and length alone: there is no state to save, and processes that
+    give one length draw the same. For every length the candidates are gone through in one random
+    order, and the first that fits is taken.
 
     Attributes:
         kind: of the budget: `fixed`; `linear`, a quarter of the length, 512 at least; `random`,

@@ -73,13 +73,19 @@ class DistillTrainer(Trainer):
         """A step's batches, each with its limits and with what the losses are averaged over."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         total = torch.zeros(2, dtype=torch.float64, device=device)
-        for batch in batches:
-            limits = self.sampler.draw(self.state.global_step, _longest(batch))
+        for batch, length in zip(batches, self._lengths(batches, device)):
+            limits = self.sampler.draw(self.state.global_step, length)
             batch["limits"] = limits
             batch["own"] = count(_plain(batch), limits.budget)
             total += total.new_tensor(batch["own"])
         whole = Counts(*self._reduced(total).tolist())
         return [{**batch, "counts": whole} for batch in batches], None
+
+    def _lengths(self, batches: list, device: torch.device) -> list[int]:
+        """Of the batches' longest documents; the least of all processes, so that each has tokens
+        beyond the budget."""
+        own = torch.tensor([[_longest(batch) for batch in batches]], device=device)
+        return self.accelerator.gather(own).amin(0).tolist()
 
     def _prepare_input(self, data: Any) -> Any:
         return data if isinstance(data, (Limits, Counts)) else super()._prepare_input(data)
