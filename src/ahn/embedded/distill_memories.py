@@ -94,7 +94,7 @@ def train_memory(
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = model.to(device)
     config = AHNConfig(memory=settings.cell, window=settings.window, num_sinks=settings.num_sinks)
-    attach(model, config)
+    attach(model, config, kernels="torch")
     started = time.perf_counter()
     batches = random_crops(token_stream(corpus.training, tokenizer), settings)
     losses = distill(
