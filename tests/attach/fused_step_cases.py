@@ -83,6 +83,15 @@ def test_a_large_residual_stream_in_float16(rows):
     assert_close(got.double(), expected, 2e-3)
 
 
+def test_many_rows_are_mapped_by_one_product():
+    x, norm = torch.randn(projection.BATCH + 1, 24), Norm(torch.randn(24), 1e-6)
+    maps = [Map(torch.randn(8, 24), torch.randn(8)), Map(torch.randn(5, 24))]
+    normed = F.rms_norm(x, (24,), norm.weight, norm.eps)
+    expected = torch.cat([F.linear(normed, one.weight, one.bias) for one in maps], 1)
+    assert_close(map_normed(x, norm, maps), expected, 1e-5)
+    assert_close(map_normed(x, norm, maps[1:]), expected[:, 8:], 1e-5)
+
+
 def test_long_rows_of_a_weight(monkeypatch):
     """In a loop that asks ahead; the last block is not full."""
     monkeypatch.setattr(projection, "SHORT", 32)
