@@ -146,12 +146,13 @@ def test_padding_on_the_left():
     assert_close(got, distillation_loss(model, ids, **LIMITS), 1e-12)
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [None, 0, 1])
 @pytest.mark.parametrize("settings", [{}, {"full_attention_layers": (0,)}], ids=str)
 def test_the_student_reads_what_is_beyond_the_budget(_shared, settings, trained):
-    """Unless something before that is trained, or looks at all tokens itself."""
+    """Unless a layer is trained itself, or looks at all tokens."""
     model, lengths = frozen(**settings), []
-    model.model.layers[0].mlp.up_proj.weight.requires_grad_(trained)
+    if trained is not None:
+        model.model.layers[trained].mlp.up_proj.weight.requires_grad_(True)
 
     def keep(attention, args, kwargs):
         if torch.is_grad_enabled():
@@ -159,7 +160,7 @@ def test_the_student_reads_what_is_beyond_the_budget(_shared, settings, trained)
 
     model.model.layers[1].self_attn.register_forward_pre_hook(keep, with_kwargs=True)
     distillation(model, labelled(), **LIMITS)
-    shares = _shared and not settings and not trained
+    shares = _shared and not settings and trained is None
     assert lengths == [LENGTH - WINDOW - SINKS if shares else LENGTH]
 
 
