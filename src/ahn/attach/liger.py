@@ -111,10 +111,9 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
 
 def _is_plain(linear: nn.Module) -> bool:
     """Whether a product with its weight is all that calling it does."""
-    hooks = (linear._forward_hooks, linear._forward_pre_hooks)
-    hooks += (linear._backward_hooks, linear._backward_pre_hooks)
-    plain = type(linear) is nn.Linear and "forward" not in vars(linear)
-    return plain and linear.bias is None and not any(hooks)
+    forth = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+    back = linear._backward_hooks or linear._backward_pre_hooks
+    return type(linear) is nn.Linear and linear.bias is None and not (forth or back)
 
 
 def _rope(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
