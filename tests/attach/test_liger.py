@@ -88,3 +88,23 @@ def test_what_cannot_have_them_is_refused(stand_in, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="use_liger: expected"):
         use_liger(base_model())
+
+
+def changed(how):
+    """A linear map, of which calling it may do more than a product with its weight."""
+    linear = torch.nn.Linear(4, 4, bias=how == "bias")
+    if how == "forward":
+        linear.forward = linear.forward
+    elif how.endswith("hook"):
+        getattr(linear, f"register_{how}")(lambda *_: None)
+    return torch.nn.Identity() if how == "kind" else linear
+
+
+HOOKS = ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+
+
+@pytest.mark.parametrize("how", ["bias", "forward", "kind", *HOOKS])
+def test_a_map_that_does_more_than_a_product_is_called(how):
+    """As an adapter's, a sharded one's, or one that is offloaded."""
+    assert liger._is_plain(changed("nothing"))
+    assert not liger._is_plain(changed(how))

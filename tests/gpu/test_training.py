@@ -34,20 +34,27 @@ def difference(ours, exact):
     return ((ours.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
+WHOLE = [(2048, 256, False), (1000, 256, False), (700, 512, False), (300, 512, False)]
+BEYOND = [(2048, 256, True), (1152, 512, True), (1024, 512, True), (700, 512, True)]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("sinks", [0, 128])
-@pytest.mark.parametrize(("length", "window"), [(2048, 256), (1000, 256), (700, 512), (300, 512)])
-def test_window_attention_and_its_gradients(length, window, sinks):
-    """Rows of two, grouped heads; errors are those of half precision."""
+@pytest.mark.parametrize(("length", "window", "beyond"), [*WHOLE, *BEYOND, (641, 512, True)])
+def test_window_attention_and_its_gradients(length, window, beyond, sinks, batch):
+    """Of all tokens, or of those beyond the budget; errors are those of half precision."""
+    first = sinks + window if beyond else 0
 
     def draw(heads):
-        return torch.randn(2, length, heads, 128, device=DEVICE).bfloat16().transpose(1, 2)
+        return torch.randn(batch, length, heads, 128, device=DEVICE).bfloat16().transpose(1, 2)
 
-    leaves, wanted = [draw(8), draw(2), draw(2)], draw(8)
+    leaves, wanted = [draw(8), draw(2), draw(2)], draw(8)[:, :, first:]
 
     def run(form, tensors, *options):
         tensors = [x.detach().requires_grad_() for x in tensors]
         query, key, value = tensors
-        out = form(query, key, value, key[:, :, :sinks], value[:, :, :sinks], *options)
+        seen = (key, value, key[:, :, :sinks], value[:, :, :sinks])
+        out = form(query[:, :, first:], *seen, *options)
         return [out, *torch.autograd.grad(out, tensors, wanted.to(out.dtype))]
 
     def ours(*tensors):

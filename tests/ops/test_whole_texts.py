@@ -28,7 +28,8 @@ def _plain_blocks(monkeypatch):
 
 
 def turn(to, x, add=False):
-    """As the kernel does it."""
+    """As the kernel does it, that asks for a token's numbers one after the other."""
+    assert to.shape == x.shape and all(y[0, 0].is_contiguous() for y in (to, x))
     to.copy_(to + x.flip(1) if add else x.flip(1))
 
 
@@ -79,15 +80,16 @@ SIZES = [(s, w, t) for s in (0, 1, 5) for w in (1, 2, 7, 40) for t in (1, 4, 14,
 CASES = [(*case, 0) for case in SIZES] + [(s, w, t, s + w) for s, w, t in SIZES if s + w < t]
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("sinks", "window", "length", "first"), CASES)
-def test_output_and_gradients_equal_the_reference(sinks, window, length, first):
+def test_output_and_gradients_equal_the_reference(sinks, window, length, first, batch):
     """Of all tokens, or of those beyond the budget."""
 
     def draw(heads, dim):  # in the order of a model's projections
-        return torch.randn(2, length, heads, dim, dtype=torch.float64).transpose(1, 2)
+        return torch.randn(batch, length, heads, dim, dtype=torch.float64).transpose(1, 2)
 
     leaves = [x.requires_grad_() for x in (draw(4, 12), draw(2, 12), draw(2, 8))]
-    wanted = torch.randn(2, 4, length - first, 8, dtype=torch.float64)
+    wanted = torch.randn(batch, 4, length - first, 8, dtype=torch.float64)
     found = []
     for run in (api.window_attention, reference):
         query, key, value = leaves

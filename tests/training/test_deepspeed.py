@@ -11,6 +11,7 @@ import pytest
 import torch
 from runs import in_two_processes, losses, prepared, same_weights, train, weights
 
+from ahn.training.run import _check_evaluation
 from ahn.training.zero3 import check_deepspeed
 
 SCRIPT = Path(__file__).with_name("deepspeed_processes.py")
@@ -81,3 +82,20 @@ def test_zero3_of_a_deepspeed_with_the_bug_is_refused(monkeypatch, version):
 def test_zero3_of_a_later_one_is_not(monkeypatch, version):
     monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(__version__=version))
     check_deepspeed(of_stage(3))
+
+
+def test_zero3_packs_no_rows(monkeypatch):
+    """A layer calls its memory for every document: processes would differ in how often."""
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(__version__="0.19.8"))
+    check_deepspeed(of_stage(2), packing=True)
+    with pytest.raises(ValueError, match="packing: expected ZeRO-2 or FSDP2, got ZeRO-3"):
+        check_deepspeed(of_stage(3), packing=True)
+
+
+def test_zero3_evaluates_no_document_within_the_budget():
+    """Its process would call no memory, which the others wait for."""
+    rows = [{"input_ids": [0] * length} for length in (30, 21, 20)]
+    _check_evaluation(rows, 20, all_beyond=False)
+    _check_evaluation(rows, 19, all_beyond=True)
+    with pytest.raises(ValueError, match=r"budget of 20 under ZeRO-3 .*got one of 20 tok"):
+        _check_evaluation(rows, 20, all_beyond=True)

@@ -157,3 +157,11 @@ def test_empty_files_among_others_do_no_harm(tmp_path, tokenizer):
     assert len(rows_of(str(tmp_path), tokenizer)) == 1
     with pytest.raises(ValueError, match=r"a.jsonl: expected samples, got: no samples"):
         rows_of(str(tmp_path / "a.jsonl"), tokenizer)
+
+
+def test_what_a_reader_says_in_many_lines_is_one(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "words"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": 5, "more": 1}\n')
+    with pytest.raises(ValueError, match=r"expected samples, got: Couldn't cast .*match$") as error:
+        find_sources(str(tmp_path), ".")[0].load(streaming=False)
+    assert "\n" not in str(error.value)

@@ -146,12 +146,13 @@ def test_padding_on_the_left():
     assert_close(got, distillation_loss(model, ids, **LIMITS), 1e-12)
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [None, 0, 1])
 @pytest.mark.parametrize("settings", [{}, {"full_attention_layers": (0,)}], ids=str)
 def test_the_student_reads_what_is_beyond_the_budget(_shared, settings, trained):
-    """Unless something before that is trained, or looks at all tokens itself."""
+    """Unless a layer is trained itself, or looks at all tokens."""
     model, lengths = frozen(**settings), []
-    model.model.layers[0].mlp.up_proj.weight.requires_grad_(trained)
+    if trained is not None:
+        model.model.layers[trained].mlp.up_proj.weight.requires_grad_(True)
 
     def keep(attention, args, kwargs):
         if torch.is_grad_enabled():
@@ -159,8 +160,36 @@ def test_the_student_reads_what_is_beyond_the_budget(_shared, settings, trained)
 
     model.model.layers[1].self_attn.register_forward_pre_hook(keep, with_kwargs=True)
     distillation(model, labelled(), **LIMITS)
-    shares = _shared and not settings and not trained
+    shares = _shared and not settings and trained is None
     assert lengths == [LENGTH - WINDOW - SINKS if shares else LENGTH]
+
+
+CORNERS = [(12, 5, 18, 2), (12, 0, 13, 1), (1, 0, 9, 2), (1, 3, 5, 1), (7, 2, 40, 2)]
+
+
+@pytest.mark.parametrize("_shared", ["both"], indirect=True)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("window", "sinks", "length", "batch"), CORNERS)
+def test_sharing_in_corners(window, sinks, length, batch, checkpointing, monkeypatch):
+    """Just above the budget, no sinks, a window of one token; gradients of two batches summed."""
+    model, found = frozen("Qwen3", use_q_proj=True), []
+    texts = [Batch(random_ids(length, batch, seed=seed)) for seed in (1, 2)]
+    options = {"window": window, "num_sinks": sinks, "checkpointing": checkpointing}
+    for shares in (False, True):
+        monkeypatch.setattr(two_streams, "_may_share", lambda hidden, shares=shares: shares)
+        model.zero_grad()
+        losses = [distillation(model, text, weights=ALL, **options).loss for text in texts]
+        sum(losses).backward()
+        with torch.no_grad():
+            losses += [distillation(model, text, weights=ALL, **options).loss for text in texts]
+        grads = {name: p.grad for name, p in memory_parameters(model).items()}
+        found.append((torch.stack(losses).detach(), grads))
+    (expected, gradients), (got, others) = found
+    assert_close(got, expected, 1e-12)
+    for name, gradient in gradients.items():
+        # Of a single token that has left, no decay is seen.
+        assert gradient.abs().max() > 0 or "o_proj" not in name, name
+        assert_close(others[name], gradient, 1e-12, name)
 
 
 def test_nothing_is_run_twice():

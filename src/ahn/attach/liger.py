@@ -111,8 +111,9 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
 
 def _is_plain(linear: nn.Module) -> bool:
     """Whether a product with its weight is all that calling it does."""
-    watched = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
-    return type(linear) is nn.Linear and linear.bias is None and not watched
+    forth = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+    back = linear._backward_hooks or linear._backward_pre_hooks
+    return type(linear) is nn.Linear and linear.bias is None and not (forth or back)
 
 
 def _rope(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

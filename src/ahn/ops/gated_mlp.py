@@ -18,6 +18,8 @@ def why_not_gated_mlp(x: Tensor, weights: list[Tensor]) -> str | None:
         return f"a CUDA device, got {x.device}"
     if x.dtype not in (torch.float16, torch.bfloat16) or {w.dtype for w in weights} != {x.dtype}:
         return f"input and weights of one half precision, got {x.dtype} and {weights[0].dtype}"
+    if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") != x.dtype:
+        return f"autocast to {x.dtype} or none, got {torch.get_autocast_dtype('cuda')}"
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
         return "frozen weights"
     return None

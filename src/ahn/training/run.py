@@ -21,7 +21,7 @@ from ahn.training.data import Collator, DataArguments, prepare
 from ahn.training.distiller import Distiller, memory_parameters
 from ahn.training.stop import StopOnSignal
 from ahn.training.trainer import DistillTrainer
-from ahn.training.zero3 import check_deepspeed
+from ahn.training.zero3 import check_deepspeed, is_zero3
 
 LAST = ("last", "true", "True")
 RESULT, CURVE = "training.json", "training.png"
@@ -46,7 +46,7 @@ def run(
     """
     checkpoint = _checkpoint(settings)
     weights, sampler = distill.weights, distill.sampler(settings.seed)
-    check_deepspeed(settings)
+    check_deepspeed(settings, packing=data.packing)
     if data.streaming and settings.max_steps <= 0:
         raise ValueError(
             f"max_steps: expected a number above 0 of a stream, got {settings.max_steps}"
@@ -62,7 +62,8 @@ def run(
     if settings.use_liger_kernel:
         use_liger(attached.to(settings.device))  # type: ignore[arg-type]
         settings.use_liger_kernel = False  # Trainer would look for a model where the distiller is
-    _check_evaluation(held_out, of_model(attached).config.budget)
+    budget = of_model(attached).config.budget
+    _check_evaluation(held_out, budget, all_beyond=is_zero3(settings))
     trainer = DistillTrainer(
         model=Distiller(
             attached, weights=weights, normalized=distill.normalize_distill, checkpointing=False
@@ -142,12 +143,23 @@ def _evaluated(trainer: DistillTrainer) -> bool:
     return bool(done) and done[-1] == trainer.state.global_step
 
 
-def _check_evaluation(rows: Any, budget: int) -> None:
-    """Refuse before the training what could not be measured after it."""
+def _check_evaluation(rows: Any, budget: int, *, all_beyond: bool) -> None:
+    """Refuse before the training what could not be measured after it.
+
+    Args:
+        all_beyond: whether every document must be longer than the budget, as under ZeRO-3: one
+            within it calls no memory, and the other processes would wait for that.
+    """
     if rows is None:
         return
     lengths = (max(row.get("seq_lengths") or [len(row["input_ids"])]) for row in rows)
-    if not any(length > budget for length in lengths):
+    if all_beyond:
+        if (short := next((x for x in lengths if x <= budget), None)) is not None:
+            raise ValueError(
+                f"eval_dataset: expected documents longer than the budget of {budget} under ZeRO-3 "
+                f"(--filter_len drops others), got one of {short} tokens"
+            )
+    elif not any(length > budget for length in lengths):
         raise ValueError(
             f"eval_dataset: expected a document longer than the budget of {budget} (--window and "
             "--num_sinks set it), got none"

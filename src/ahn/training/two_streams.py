@@ -149,7 +149,7 @@ def two_streams(
     """
     layers = decoder_layers(model)
     keeps = checkpointing and torch.is_grad_enabled() and _has_room(model, inputs["input_ids"])
-    trained = [name for name, x in layers[0].named_parameters(prefix="0") if x.requires_grad]
+    trained = [name for name, x in layers.named_parameters() if x.requires_grad]
     may_share = not of_model(model).config.full_attention_layers and all(map(is_memory, trained))
     streams = _Streams(checkpointing, keeps, on_layer, len(layers) - 1, may_share)
     limits = {"ahn_window": window, "ahn_sinks": num_sinks}

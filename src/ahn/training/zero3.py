@@ -12,20 +12,27 @@ from transformers import PreTrainedModel
 FIRST_SOUND = "0.19.3"  # DeepSpeed before it: see `check_deepspeed`
 
 
-def check_deepspeed(run: Any) -> None:
-    """Refuse ZeRO-3 of a DeepSpeed whose backward pass fails on a frozen base.
+def is_zero3(run: Any) -> bool:
+    """Whether `TrainingArguments` ask for ZeRO-3."""
+    config = getattr(run, "hf_deepspeed_config", None)
+    return config is not None and config.is_zero3()
+
+
+def check_deepspeed(run: Any, *, packing: bool = False) -> None:
+    """Refuse what ZeRO-3 cannot train.
 
     Before 0.19.3 it freed frozen parameters while a layer was computed again
     (deepspeedai/DeepSpeed#8130, mended by #8148); 0.19.2, tried without computing again, gave
-    losses of 0.
+    losses of 0. And a layer calls its memory once for every document of a packed row: processes
+    whose rows hold more or fewer would wait for each other for ever.
 
     Args:
         run: `TrainingArguments`.
+        packing: whether rows are packed.
 
-    Raises ValueError naming the version.
+    Raises ValueError naming the version, or the option.
     """
-    config = getattr(run, "hf_deepspeed_config", None)
-    if config is None or not config.is_zero3():
+    if not is_zero3(run):
         return
     import deepspeed
     from packaging.version import Version
@@ -35,6 +42,11 @@ def check_deepspeed(run: Any) -> None:
             f"deepspeed: expected {FIRST_SOUND} or newer for ZeRO-3 (or ZeRO-2, or FSDP2), got "
             f"{deepspeed.__version__}, whose backward pass fails where parameters are frozen and "
             "layers recomputed (deepspeedai/DeepSpeed#8130)"
+        )
+    if packing:
+        raise ValueError(
+            "packing: expected ZeRO-2 or FSDP2, got ZeRO-3, whose processes must call every module "
+            "as often as each other"
         )
 
 

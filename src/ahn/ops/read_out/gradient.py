@@ -59,9 +59,8 @@ class _GatedNorm(torch.autograd.Function):
         of_read, of_gate = torch.empty_like(read), torch.empty_like(output_gate)
         of_norm = read.new_empty(programs, numbers, dtype=torch.float32)
         gated_norm_backward_kernel[(programs,)](
-            read, output_gate, norm, slope, *slope.stride()[:2], of_read, of_gate, of_norm, tokens,
-            EPS,
-            ROUNDS=ROUNDS, **ctx.options,
+            read, output_gate, norm, slope, *slope.stride()[:2], of_read, of_gate, of_norm,
+            tokens, EPS, ROUNDS=ROUNDS, **ctx.options,
         )  # fmt: skip
         of_norm = of_norm.view(-1, norm.numel()).sum(0).to(norm.dtype)
         return of_read, of_gate, of_norm, None, None

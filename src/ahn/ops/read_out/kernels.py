@@ -94,7 +94,7 @@ def gated_norm_backward_kernel(
         inside = both & (t < tokens)
         place = (t * HEADS + h) * DIM + i
         x = tl.load(read + place, inside, 0.0).to(tl.float32)
-        y = tl.load(slope + t * slope_t + h * slope_h + i, inside, 0.0).to(tl.float32)
+        y = tl.load(slope + t * slope_t + h.to(tl.int64) * slope_h + i, inside, 0.0).to(tl.float32)
         known = (h < HEADS) & (t < tokens)
         raw = tl.load(output_gate + t * HEADS + h, known, 0.0).to(tl.float32)
         open_ = tl.sigmoid(raw)

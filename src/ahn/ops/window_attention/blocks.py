@@ -67,7 +67,7 @@ class Piece(NamedTuple):
     ) -> Tensor:
         """The sum by now of a gradient `[T, H, *]`, with what a call gave for some rows of it."""
         if self.has_all(like):
-            return part.flatten(0, 1)
+            return rows_in_order(part)
         whole = torch.zeros_like(like) if whole is None else whole
         rows = rows_of(whole)
         if self.is_far:
@@ -79,6 +79,14 @@ class Piece(NamedTuple):
         else:
             rows.add_(part)
         return whole
+
+
+def rows_in_order(x: Tensor) -> Tensor:
+    """`[blocks, size, H, *]` as `[T, H, *]`, contiguous.
+
+    Of one block a view would do, but log-sum-exp comes with its heads before its tokens.
+    """
+    return x.flatten(0, 1).contiguous()
 
 
 def pieces(length: int, window: int, num_sinks: int, skipped: int = 0) -> list[Piece]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahn.ops.window_attention.blocks import Piece, pieces
+from ahn.ops.window_attention.blocks import Piece, pieces, rows_in_order
 from ahn.ops.window_attention.dense import Part, join
 from ahn.ops.window_attention.kept import KeptOutputs
 
@@ -82,7 +82,7 @@ def attend_pieces(
         inputs = (piece.of_queries(query), piece.of_keys(key), piece.of_keys(value))
         parts = attend(*map(piece.turned, inputs), causal=piece.is_causal, scale=scale)
         if piece.has_all(query):
-            found = [part.flatten(0, 1) for part in parts]
+            found = [rows_in_order(part) for part in parts]
             continue
         found = found or [x.new_empty(len(query), *x.shape[2:]) for x in parts]
         own = [piece.of_queries(x) for x in found]

@@ -64,8 +64,9 @@ class Source:
             if next(iter(samples), None) is None:
                 raise ValueError("no samples")
         except Exception as error:  # what its many readers raise has no common base
-            cause = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
-            raise ValueError(f"{self.name}: expected samples, got: {cause}") from error
+            cause = error.__cause__ or error
+            said = " ".join(str(cause).split()) or type(cause).__name__  # theirs take many lines
+            raise ValueError(f"{self.name}: expected samples, got: {said}") from error
         if self.num_samples is None:
             return samples
         return samples.take(self.num_samples)
