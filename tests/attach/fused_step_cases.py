@@ -96,7 +96,7 @@ def test_long_rows_of_a_weight(monkeypatch):
     """In a loop that asks ahead; the last block is not full."""
     monkeypatch.setattr(projection, "SHORT", 32)
     forms = {"output": (2, 16, 2, 4), "gated": (2, 16, 1, 4)}
-    monkeypatch.setitem(projection.FORMS, False, forms)
+    monkeypatch.setitem(projection.FORMS, "long", forms)
     x, residual, other = torch.randn(1, 72), torch.randn(1, 90), torch.randn(90, 72)
     weight, norm = Map(torch.randn(90, 72), torch.randn(90)), Norm(torch.randn(72), 1e-6)
     mapped = F.linear(x, weight.weight, weight.bias)

@@ -51,6 +51,7 @@ def scores_of(query, key, causal, scale):
 
 
 def attend(query, key, value, *, causal, scale):
+    assert min(query.shape[1], key.shape[1]) > 1, "torch keeps single tokens from cuDNN"
     q, k, v = heads_first(query, key, value)
     scores = scores_of(q, k, causal, scale)
     return (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1).transpose(1, 2)[..., None]

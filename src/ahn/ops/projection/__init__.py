@@ -15,21 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed"]
+__all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed", "mapped"]
 
 SHORT = 2048  # size of a hidden state, up to which its maps are unrolled; else registers run out
 # For one input, of hidden states that are short or not: rows of a weight that a program maps,
 # numbers of a row it reads together, how many of these blocks it asks for before it knows the
 # input, warps. As measured on H100 and H200, for 2,048, 3,584 and 5,120 numbers.
 FORMS = {
-    True: {
+    "short": {
         "maps": (4, 512, 2, 4),
         "output": (2, 1024, 2, 4),
         "gated": (2, 1024, 1, 4),
         "down": (4, 1024, 2, 8),
         "head": (8, 1024, 1, 4),
     },
-    False: {
+    "long": {
         "maps": (4, 1024, 1, 4),
         "output": (2, 1024, 2, 4),
         "gated": (2, 512, 1, 4),
@@ -68,7 +68,7 @@ def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool
     is_head = len(maps) == 1 and sizes[0] > MANY
     # The kernel divides by the norm at the end, which float16 might not live to see.
     if len(x) > BATCH or (len(x) > 1 and (is_head or x.dtype == torch.float16)):
-        return _mapped(_normed(x, norm), maps)
+        return mapped(_normed(x, norm), maps)
     out = x.new_empty(len(x), sum(sizes))
     if len(x) == 1:
         form = "head" if is_head else "maps"
@@ -101,8 +101,11 @@ def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
     return out
 
 
-def _mapped(x: Tensor, maps: Sequence[Map]) -> Tensor:
-    """The maps' outputs side by side, by one product: of many rows, joining weights costs less."""
+def mapped(x: Tensor, maps: Sequence[Map]) -> Tensor:
+    """The maps' outputs of x `[..., D]` side by side, `[..., sum of R]`, by one product.
+
+    Of many rows, joining the weights costs less than products apart.
+    """
     if len(maps) == 1:
         return F.linear(x, maps[0].weight, maps[0].bias)
     biases = [x.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in maps]
@@ -129,7 +132,7 @@ def _run_vector(
     from ahn.ops.projection.kernels import map_vector
 
     hidden = x.shape[1] if residual is None else residual.shape[1]
-    rows, block, ahead, warps = FORMS[hidden <= SHORT][form]
+    rows, block, ahead, warps = FORMS["short" if hidden <= SHORT else "long"][form]
     blocks, places = _places(maps, rows)
     map_vector[(blocks,)](
         x, x if norm is None else norm.weight, *_tensors(maps),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ahn.ops.projection import Map
+from ahn.ops.projection import Map, mapped
 
 EPS = 1e-5  # of the norm
 
@@ -46,8 +45,6 @@ def gates_of(hidden: Tensor, cell: FusedCell) -> tuple[Tensor, Tensor]:
 
     On the way back its gradient by `hidden` is one as well, where maps apart leave sums of them.
     """
-    weight = torch.cat([x.weight for x in cell.gate_maps])
-    biases = [x.bias for x in cell.gate_maps if x.bias is not None]
-    found = F.linear(hidden, weight, torch.cat(biases) if biases else None)
+    found = mapped(hidden, cell.gate_maps)
     *write, output = found.unflatten(-1, (len(cell.gate_maps), -1)).unbind(-2)
     return torch.stack(write, -1), output

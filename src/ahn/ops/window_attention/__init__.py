@@ -15,7 +15,7 @@ from ahn.ops.window_attention.dense import (
     why_not_cudnn,
     why_not_dense,
 )
-from ahn.ops.window_attention.gradient import whole_window_attention
+from ahn.ops.window_attention.gradient import has_single_tokens, whole_window_attention
 from ahn.ops.window_attention.kept import KeptOutputs
 from ahn.ops.window_attention.pieces import columns, count
 from ahn.ops.window_attention.reference import blocked_window_attention
@@ -67,8 +67,8 @@ def window_attention(
         )
     budget = sink_key.shape[2] + window
     whole = start == 0 and before in (0, budget) if isinstance(start, int) else False
-    whole = whole and torch.is_grad_enabled()
-    if whole and why_not_cudnn(query, values[0], dropout) is None:
+    whole = whole and torch.is_grad_enabled() and why_not_cudnn(query, values[0], dropout) is None
+    if whole and not has_single_tokens(count(keys), window, sink_key.shape[2], before):
         tokens = (joined(keys), joined(values))
         return whole_window_attention(query, *tokens, sink_key, sink_value, window, scale, kept)
     reference = partial(

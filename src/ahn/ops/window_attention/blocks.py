@@ -27,9 +27,11 @@ class Piece(NamedTuple):
     is_far: bool = False
 
     @property
-    def is_empty(self) -> bool:
-        size = (self.queries.stop - self.queries.start) // max(1, self.blocks) - self.is_far
-        return size <= 0 or self.keys.stop <= self.keys.start
+    def sizes(self) -> tuple[int, int]:
+        """Queries and keys of a block."""
+        queries, keys = (x.stop - x.start for x in (self.queries, self.keys))
+        blocks = max(1, self.blocks)
+        return queries // blocks - self.is_far, keys // blocks - self.is_far
 
     def of_queries(self, x: Tensor) -> Tensor:
         """The part of `[T, H, *]`, in order: a view `[blocks, size, H, *]`."""
@@ -116,7 +118,7 @@ def pieces(length: int, window: int, num_sinks: int, skipped: int = 0) -> list[P
             Piece(tail, slice(before + rest, whole), is_causal=False),
             Piece(tail, slice(before, before + rest), is_far=True),
         ]
-    return [_shifted(piece, skipped) for piece in found if not piece.is_empty]
+    return [_shifted(piece, skipped) for piece in found if min(piece.sizes) > 0]
 
 
 def _shifted(piece: Piece, skipped: int) -> Piece:

@@ -23,6 +23,12 @@ from ahn.ops.window_attention.dense import Part, join
 from ahn.ops.window_attention.kept import KeptOutputs
 
 
+def has_single_tokens(length: int, window: int, num_sinks: int, skipped: int) -> bool:
+    """Whether a call would be of one query or key, which torch keeps from cuDNN; see `pieces`."""
+    found = pieces(length, window, num_sinks, skipped)
+    return any(1 in piece.sizes for piece in found)
+
+
 def whole_window_attention(
     query: Tensor,
     key: Tensor,
