@@ -78,6 +78,7 @@ def main() -> None:
         runs(folder, stage)
     if PartialState().is_main_process:
         (folder / "shares.json").write_text(json.dumps(shares))
+    PartialState().destroy_process_group()  # else gloo's threads may outlive what they use
 
 
 if __name__ == "__main__":

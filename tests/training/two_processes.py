@@ -96,6 +96,7 @@ def main() -> None:
     train(folder, "two", **options)
     uneven_run(folder)
     sharded_runs(folder, options)
+    dist.destroy_process_group()
 
 
 def uneven_run(folder: Path) -> None:
