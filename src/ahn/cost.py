@@ -75,7 +75,7 @@ def prefill_flops(shape: Shape, length: int, settings: AHNConfig | None) -> int:
 def train_flops(
     shape: Shape, length: int, settings: AHNConfig, counted: int, checkpointing: bool = True
 ) -> int:
-    """Operations of a distillation step on a text: what `ahn.training` computes, no more.
+    """Operations of a distillation step on a text: what `ahn.training` computes on a GPU, no more.
 
     The teacher's layers once; the student's once on the tokens beyond the budget, once again where
     its layers are recomputed (but for their attention, which is kept, and each one's last product,

@@ -21,6 +21,9 @@ FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # whose formulas are those of
 def use_liger(model: PreTrainedModel) -> PreTrainedModel:
     """Run the decoder's RMSNorm, RoPE and SwiGLU by Liger-Kernel's functions, in place.
 
+    Norms and MLPs whose weights are frozen, or need no gradient, run by `ahn.ops.rms_norm` and
+    `ahn.ops.gated_mlp` where those can: they leave out what only trained weights need.
+
     Other models of the process and the weights stay as they are, whether a memory is attached or
     not; `drop_liger`, and `ahn.detach`, undo it. Gradients pass.
 

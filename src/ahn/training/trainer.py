@@ -18,6 +18,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ahn.attach import of_model
 from ahn.training import state
+from ahn.training.data.collate import longest_document
 from ahn.training.distillation import Batch, Counts, count
 from ahn.training.distiller import Distiller, memory_parameters
 from ahn.training.limits import Limits, LimitSampler
@@ -25,6 +26,7 @@ from ahn.training.loop import parameter_groups
 from ahn.training.losses import IGNORE
 from ahn.training.meter import Meter
 from ahn.training.sharding import round_weights_alone
+from ahn.training.zero3 import is_zero3
 
 STAGING = ".saving"  # where a checkpoint is written before it takes its name
 
@@ -84,7 +86,7 @@ class DistillTrainer(Trainer):
     def _lengths(self, batches: list, device: torch.device) -> list[int]:
         """Of the batches' longest documents; the least of all processes, so that each has tokens
         beyond the budget."""
-        own = torch.tensor([[_longest(batch) for batch in batches]], device=device)
+        own = torch.tensor([[longest_document(batch) for batch in batches]], device=device)
         return self.accelerator.gather(own).amin(0).tolist()
 
     def _prepare_input(self, data: Any) -> Any:
@@ -200,7 +202,7 @@ class DistillTrainer(Trainer):
             pair = self.accelerator.prepare(self.model, self.create_optimizer())  # wants both
             self.model, self.optimizer = pair
             self.model_wrapped = self.model
-        elif self.is_deepspeed_enabled and self.args.hf_deepspeed_config.is_zero3():
+        elif is_zero3(self.args):
             deepspeed_init(self, num_training_steps=0, inference=True)
             self.model_wrapped = self.accelerator.prepare(self.model)
 
@@ -241,11 +243,3 @@ class DistillTrainer(Trainer):
 
 def _plain(batch: dict[str, Any]) -> Batch:
     return Batch(batch["input_ids"], batch.get("labels"), batch.get("position_ids"))
-
-
-def _longest(batch: dict[str, Any]) -> int:
-    """Tokens of the longest document; of packed rows up to its last label."""
-    positions = batch.get("position_ids")
-    if positions is None:
-        return batch["input_ids"].shape[1]
-    return int(((positions + 1) * (batch["labels"] != IGNORE)).max())

@@ -42,3 +42,11 @@ def _positions(lengths: list[int] | None, total: int) -> list[int]:
     """Positions of each document from 0; padding is a document of its own."""
     lengths = lengths or []
     return [i for n in (*lengths, total - sum(lengths)) for i in range(n)]
+
+
+def longest_document(batch: dict[str, Any]) -> int:
+    """Tokens of the longest document of a batch; of packed rows up to its last label."""
+    positions = batch.get("position_ids")
+    if positions is None:
+        return batch["input_ids"].shape[1]
+    return int(((positions + 1) * (batch["labels"] != IGNORE)).max())
