@@ -47,20 +47,6 @@ def let_next_start(OVERLAP: tl.constexpr):
 
 
 @triton.jit
-def prefetch(pointers, OVERLAP: tl.constexpr):
-    """Ask for the lines of 128 bytes at `pointers`, while there is nothing else to do."""
-    if OVERLAP:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [pointers.to(tl.uint64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
 def wait_for_previous(OVERLAP: tl.constexpr):
     """Until here nothing is known of what earlier kernels write."""
     if OVERLAP:

@@ -17,8 +17,8 @@ __all__ = ["NewToken", "Ring", "Turn", "fused_decoding", "why_not_fused"]
 LARGEST_PIECE = 2048  # slots, so that the merge's table of pieces stays small
 BLOCK = 64  # slots a program looks at together
 STAGES = 2  # of these blocks; more take the room of the next kernels' first programs
-AHEAD = 64  # slots a program asks for before it knows the query
-MERGE_WARPS, MERGE_COLUMNS = 1, 32
+PROGRAMS = 3  # of attention, a multiprocessor
+MERGED = 4096  # numbers of the pieces that a program of the merge, one warp, holds together
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _update_and_attend(
         updates=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
         # The state's small programs fill what the pieces of many rows leave idle at their end.
         UPDATES_FIRST=batch == 1, NUM_GATES=gates, RULE=rule,
-        HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK, AHEAD=AHEAD, num_stages=STAGES,
+        HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK, num_stages=STAGES,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **turned, **_sizes(query, ring),
     )  # fmt: skip
@@ -166,7 +166,7 @@ def _merge_pieces(
     count = pieces[0].shape[2]
     gate_strides = (gates.stride(0), gates.stride(2), gates.stride(3), output_gate.stride(0))
     turned, norms = _turn(token, ring)
-    columns = _columns(dim, MERGE_COLUMNS if batch * heads < 256 else 64)
+    columns = _columns(dim, min(64, max(1, MERGED // _power(count))))
     merge_pieces[(batch * heads, _power(dim) // columns)](
         query, key, value, gates, ring.keys, ring.values, old_gates, ring.slot, *norms, *pieces,
         read, output_gate, norm, o_proj, out,
@@ -175,7 +175,7 @@ def _merge_pieces(
         COLUMNS=columns, PIECES=_power(count),
         ALL_HEADS=_power(heads), NUM_GATES=0 if cell is None else gates.shape[-1],
         HAS_MEMORY=cell is not None, GATE_FIRST=cell is not None and cell.gate_first,
-        num_warps=MERGE_WARPS,
+        num_warps=1,
         **turned, **_sizes(query, ring),
     )  # fmt: skip
     return out
@@ -222,8 +222,8 @@ def _row_stride(ring: Ring) -> int:
 
 
 def _pieces(programs: int, limit: int, device: torch.device) -> tuple[int, int]:
-    """In how many pieces to cut the slots, and their size: two programs a multiprocessor."""
-    wanted = max(1, 2 * _multiprocessors(device) // programs, -(-limit // LARGEST_PIECE))
+    """In how many pieces to cut the slots, and their size: PROGRAMS a multiprocessor."""
+    wanted = max(1, PROGRAMS * _multiprocessors(device) // programs, -(-limit // LARGEST_PIECE))
     per_piece = -(-limit // wanted)
     per_piece = -(-per_piece // BLOCK) * BLOCK
     return -(-limit // per_piece), per_piece

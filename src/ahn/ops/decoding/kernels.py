@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ahn.ops.overlap import let_next_start, prefetch, wait_for_previous
+from ahn.ops.overlap import let_next_start, wait_for_previous
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -18,6 +18,11 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 @triton.jit
 def _softplus(x):
     return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
+
+
+@triton.jit
+def _silu(x):
+    return x * tl.sigmoid(x)
 
 
 @triton.jit
@@ -81,6 +86,13 @@ def _update_state(
     k = _unit(k)
     gate = gates + ((row * H + head).to(tl.int64) * N + place) * NUM_GATES
     first = tl.load(gate).to(tl.float32)
+    bias, speed = 0.0, 0.0
+    if RULE != "delta":
+        bias = tl.load(dt_bias + head).to(tl.float32)
+        speed = tl.exp(tl.load(rate + head).to(tl.float32))
+    second = first
+    if RULE == "gated_delta":
+        second = tl.load(gate + 1).to(tl.float32)
     cells = state + ((row * H + head) * DIM + i[:, None]) * DIM + j[None, :]
     both = rows[:, None] & columns[None, :]
     s = tl.load(cells, both, 0.0)
@@ -90,15 +102,12 @@ def _update_state(
     q = _head(query, i, rows, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
     q = _unit(q.to(tl.float32)) * query_scale
     if RULE == "ssd":
-        step = kept * _softplus(first + tl.load(dt_bias + head).to(tl.float32))
-        s = s * tl.exp(-tl.exp(tl.load(rate + head).to(tl.float32)) * step)
+        step = kept * _softplus(first + bias)
+        s = s * tl.exp(-speed * step)
         s += (k * step)[:, None] * v[None, :]
     else:
         if RULE == "gated_delta":
-            step = _softplus(
-                tl.load(gate + 1).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32)
-            )
-            s = s * tl.exp(-tl.exp(tl.load(rate + head).to(tl.float32)) * step * kept)
+            s = s * tl.exp(-speed * _softplus(second + bias) * kept)
         error = v - tl.sum(k[:, None] * s, 0)
         s += k[:, None] * (error * kept * tl.sigmoid(first))[None, :]
     tl.store(cells, s, both)
@@ -110,8 +119,8 @@ def _attend_piece(
     program, query, keys, values, slot, filled, cos, sin, query_norm, largest, total, weighted,
     query_stride_b, query_stride_h, slot_stride, H, G, N, pieces, per_piece,
     scale: tl.constexpr, norm_eps: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, PRECISION: tl.constexpr,
-    NORMED: tl.constexpr, ROTATED: tl.constexpr, OVERLAP: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, NORMED: tl.constexpr,
+    ROTATED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Softmax of a group's queries over one piece of the slots, to be merged."""
     piece, row, group = program % pieces, (program // pieces) // G, (program // pieces) % G
@@ -123,13 +132,6 @@ def _attend_piece(
     heads = group * shared + h
     some = (h < shared)[:, None] & (i < DIM)[None, :]
     start = (row * G + group).to(tl.int64) * N * DIM
-    if OVERLAP:  # the first slots alone, so that the pieces of many rows do not chase each other
-        LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
-        lines = tl.arange(0, BLOCK * PADDED // LINE) * LINE
-        for block in range(first, tl.minimum(last, first + AHEAD), BLOCK):
-            known = tl.minimum(block * DIM + lines, (last - 1) * DIM)
-            prefetch(keys + start + known, OVERLAP)
-            prefetch(values + start + known, OVERLAP)
     wait_for_previous(OVERLAP)
     query += row * query_stride_b + heads[:, None] * query_stride_h
     factor = _norm_factor(query, i[None, :], some, norm_eps, DIM, NORMED)
@@ -202,7 +204,6 @@ def update_and_attend(
     RULE: tl.constexpr,  # "delta", "gated_delta" or "ssd"
     HEADS: tl.constexpr,  # of a group, padded to what a matrix product takes
     BLOCK: tl.constexpr,
-    AHEAD: tl.constexpr,  # slots of its piece that a program asks for before it waits
     PRECISION: tl.constexpr,
     NORMED: tl.constexpr,
     ROTATED: tl.constexpr,
@@ -230,29 +231,38 @@ def update_and_attend(
         _attend_piece(
             program, query, keys, values, slot, filled, cos + turn, sin + turn, query_norm,
             largest, total, weighted, query_stride_b, query_stride_h, slot_stride, H, G, N, pieces,
-            per_piece, scale, norm_eps, DIM, PADDED, HEADS, BLOCK, AHEAD, PRECISION, NORMED,
-            ROTATED, OVERLAP,
+            per_piece, scale, norm_eps, DIM, PADDED, HEADS, BLOCK, PRECISION, NORMED, ROTATED,
+            OVERLAP,
         )  # fmt: skip
 
 
 @triton.jit
-def _projected_read(
-    r, read, output_gate, weight, matrix, row, head, H, eps,
+def _ask_read(
+    read, output_gate, row, head, H,
     DIM: tl.constexpr, PADDED: tl.constexpr, ALL_HEADS: tl.constexpr, GATE_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """What the state gave (r [V]), normalised by `weight` [V], gated, mapped by `matrix`."""
-    i = tl.arange(0, PADDED)
-    gate = tl.load(output_gate + head).to(tl.float32)
-    gate = gate * tl.sigmoid(gate)
-    if GATE_FIRST:  # one norm over all heads
-        h = tl.arange(0, ALL_HEADS)
-        every = tl.load(
-            read + (row * H + h[:, None]) * DIM + i[None, :],
-            (h < H)[:, None] & (i < DIM)[None, :],
-            0.0,
-        )
-        g = tl.load(output_gate + h, h < H, 0.0).to(tl.float32)
-        every = every * (g * tl.sigmoid(g))[:, None]
+    """What the state gave [V] and its raw gate; and where the gate comes first, those of all heads
+    [H, V] and [H], as one norm is over all."""
+    i, h = tl.arange(0, PADDED), tl.arange(0, ALL_HEADS)
+    read += row * H * DIM
+    r = tl.load(read + head * DIM + i, i < DIM, 0.0)
+    gate = tl.load(output_gate + head)
+    if GATE_FIRST:
+        some = (h < H)[:, None] & (i < DIM)[None, :]
+        every = tl.load(read + h[:, None] * DIM + i[None, :], some, 0.0)
+        every_gate = tl.load(output_gate + h, h < H, 0.0)
+    else:
+        every, every_gate = r, gate
+    return r, gate, every, every_gate
+
+
+@triton.jit
+def _projected_read(asked, weight, matrix, H, eps, DIM: tl.constexpr, GATE_FIRST: tl.constexpr):
+    """What the state gave (`_ask_read`), normalised by `weight` [V], gated, mapped by `matrix`."""
+    r, gate, every, every_gate = asked
+    gate = _silu(gate.to(tl.float32))
+    if GATE_FIRST:
+        every *= _silu(every_gate.to(tl.float32))[:, None]
         size = tl.sum(tl.sum(every * every, 1), 0) / (H * DIM)
         r = r * gate * tl.rsqrt(size + eps) * weight
     else:
@@ -307,7 +317,7 @@ def merge_pieces(
     COLUMNS: tl.constexpr,
     PIECES: tl.constexpr,  # the next power of two
     ALL_HEADS: tl.constexpr,
-    NUM_GATES: tl.constexpr,
+    NUM_GATES: tl.constexpr,  # one or two
     HAS_MEMORY: tl.constexpr,
     GATE_FIRST: tl.constexpr,
     NORMED: tl.constexpr,
@@ -338,7 +348,13 @@ def merge_pieces(
     parts = tl.load(weighted + index[:, None] * DIM + j[None, :], some, 0.0)
     v = tl.load(value + row * value_stride_b + group * value_stride_h + j, j < DIM, 0.0)
     if HAS_MEMORY:
-        r = tl.load(read + (row * H + head) * DIM + i, i < DIM, 0.0)
+        asked = _ask_read(
+            read, output_gate + row * output_gate_stride, row, head, H, DIM, PADDED, ALL_HEADS,
+            GATE_FIRST,
+        )  # fmt: skip
+        n = tl.arange(0, NUM_GATES)
+        new = new_gates + row * gate_stride_b + head * gate_stride_h
+        gate = tl.load(new + n * gate_stride_n)
     factor = _norm_factor(query, i, i < DIM, norm_eps, DIM, NORMED)
     q = _head(query, i, i < DIM, factor, query_norm, cos, sin, DIM, NORMED, ROTATED)
     factor = _norm_factor(key, i, i < DIM, norm_eps, DIM, NORMED)
@@ -351,10 +367,7 @@ def merge_pieces(
     result = (tl.sum(parts * shrink[:, None], 0) + own * v.to(tl.float32)) / sums
     if HAS_MEMORY:
         result = result.to(out.dtype.element_ty).to(tl.float32)
-        result += _projected_read(
-            r, read, output_gate + row * output_gate_stride, weight, matrix, row, head, H, eps,
-            DIM, PADDED, ALL_HEADS, GATE_FIRST,
-        )  # fmt: skip
+        result += _projected_read(asked, weight, matrix, H, eps, DIM, GATE_FIRST)
     tl.store(out + (row * H + head) * DIM + j, result.to(out.dtype.element_ty), j < DIM)
     if head % (H // G) == 0:
         token = ((row * G + group) * N + place) * DIM
@@ -362,7 +375,5 @@ def merge_pieces(
         tl.store(keys + token + j, part, j < DIM)
         tl.store(values + token + j, v, j < DIM)
     if HAS_MEMORY and tl.program_id(1) == 0:
-        new = new_gates + row * gate_stride_b + head * gate_stride_h
         old = gates + ((row * H + head).to(tl.int64) * N + place) * NUM_GATES
-        for n in tl.static_range(NUM_GATES):
-            tl.store(old + n, tl.load(new + n * gate_stride_n))
+        tl.store(old + n, gate)

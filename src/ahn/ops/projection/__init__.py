@@ -21,9 +21,9 @@ SHORT = 2048  # size of a hidden state, up to which its maps are unrolled; else 
 # For one input, of hidden states that are short or not: rows of a weight that a program maps,
 # numbers of a row it reads together, how many of these blocks it asks for before it knows the
 # input, warps. As measured on H100 and H200, for 2,048, 3,584 and 5,120 numbers.
-_BOTH = {"output": (2, 1024, 2, 4), "head": (8, 1024, 1, 4)}
-_SHORT = {"maps": (4, 512, 2, 4), "gated": (2, 1024, 1, 4), "down": (4, 1024, 2, 8)}
-_LONG = {"maps": (4, 1024, 1, 4), "gated": (2, 512, 1, 4), "down": (2, 1024, 3, 4)}
+_BOTH = {"output": (2, 1024, 2, 4), "gated": (2, 1024, 1, 4), "down": (2, 1024, 2, 4)}
+_SHORT = {"maps": (4, 1024, 2, 4), "head": (4, 1024, 2, 4)}
+_LONG = {"maps": (4, 1024, 1, 4), "head": (8, 1024, 1, 4)}
 FORMS = {"short": _BOTH | _SHORT, "long": _BOTH | _LONG}
 # For several inputs: rows that a program maps, and the most inputs. Products this small stay with
 # the older matrix instructions; Triton 3.6 is known to go wrong in narrow ones of Hopper's own.
@@ -121,6 +121,8 @@ def _run_vector(
 
     hidden = x.shape[1] if residual is None else residual.shape[1]
     rows, block, ahead, warps = FORMS["short" if hidden <= SHORT else "long"][form]
+    if second is not None and hidden % block:  # two weights' last blocks would be half empty
+        block //= 2
     blocks, places = _places(maps, rows)
     map_vector[(blocks,)](
         x, x if norm is None else norm.weight, *_tensors(maps),

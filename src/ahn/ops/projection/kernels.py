@@ -34,24 +34,26 @@ def _choose(
 
 
 @triton.jit
-def _block(weight, second, place, inside, columns, D: tl.constexpr, PAIRED: tl.constexpr):
-    """Numbers of a weight's rows at `columns`; and of the other weight's, of a PAIRED map."""
+def _block(known, inside, columns, D: tl.constexpr, NORMED: tl.constexpr, PAIRED: tl.constexpr):
+    """At `columns`: a weight's rows, the other one's of a PAIRED map, the norm of a NORMED one."""
+    weight, second, norm = known
     some = inside[:, None] & (columns < D)[None, :]
-    block = tl.load(weight + place + columns[None, :], some, 0.0)
-    other = tl.load(second + place + columns[None, :], some, 0.0) if PAIRED else 0.0
-    return block, other
+    block = tl.load(weight + columns[None, :], some, 0.0)
+    other = tl.load(second + columns[None, :], some, 0.0) if PAIRED else 0.0
+    scale = tl.load(norm + columns, columns < D, 0.0) if NORMED else 0.0
+    return block, other, scale
 
 
 @triton.jit
 def _add_block(
-    sums, block, x, norm, columns, D: tl.constexpr, NORMED: tl.constexpr, PAIRED: tl.constexpr
+    sums, block, x, columns, D: tl.constexpr, NORMED: tl.constexpr, PAIRED: tl.constexpr
 ):
     """The sums, with the input's numbers at `columns` and a block of weights counted in."""
     total, total_other, squares = sums
     part = tl.load(x + columns, columns < D, 0.0).to(tl.float32)
     if NORMED:
         squares += part * part
-        part = part * tl.load(norm + columns, columns < D, 0.0).to(tl.float32)
+        part = part * block[2].to(tl.float32)
     total += block[0].to(tl.float32) * part[None, :]
     if PAIRED:
         total_other += block[1].to(tl.float32) * part[None, :]
@@ -94,27 +96,30 @@ def map_vector(
     )
     r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     inside, place = r < size, r[:, None] * D
+    known = (weight + place, second + place, norm)
     let_next_start(OVERLAP)
     blocks = ()
     for n in tl.static_range(AHEAD):
-        first_columns = n * BLOCK + i
-        blocks = _and(blocks, _block(weight, second, place, inside, first_columns, D, PAIRED))
+        blocks = _and(blocks, _block(known, inside, n * BLOCK + i, D, NORMED, PAIRED))
+    shift = tl.load(bias + r, inside & (biased != 0), 0.0).to(tl.float32)
     wait_for_previous(OVERLAP)
+    if ADDED:  # asked for before the sums, where programs wait for each other
+        shift += tl.load(residual + r, inside, 0.0).to(tl.float32)
     zeros = tl.zeros((ROWS, BLOCK), tl.float32)
     sums = (zeros, zeros, tl.zeros((BLOCK,), tl.float32))
     if UNROLLED:
         for n in tl.static_range((D + BLOCK - 1) // BLOCK):
-            sums = _add_block(sums, blocks[n], x, norm, n * BLOCK + i, D, NORMED, PAIRED)
+            sums = _add_block(sums, blocks[n], x, n * BLOCK + i, D, NORMED, PAIRED)
             if (n + AHEAD) * BLOCK < D:
                 later = (n + AHEAD) * BLOCK + i
-                blocks = _and(blocks, _block(weight, second, place, inside, later, D, PAIRED))
+                blocks = _and(blocks, _block(known, inside, later, D, NORMED, PAIRED))
     else:
         for start in range(0, D, AHEAD * BLOCK):
             new = ()
             for n in tl.static_range(AHEAD):
                 now, later = start + n * BLOCK + i, start + (n + AHEAD) * BLOCK + i
-                sums = _add_block(sums, blocks[n], x, norm, now, D, NORMED, PAIRED)
-                new = _and(new, _block(weight, second, place, inside, later, D, PAIRED))
+                sums = _add_block(sums, blocks[n], x, now, D, NORMED, PAIRED)
+                new = _and(new, _block(known, inside, later, D, NORMED, PAIRED))
             blocks = new
     total, total_other, squares = sums
     result, factor = tl.sum(total, 1), 1.0
@@ -123,10 +128,7 @@ def map_vector(
         result = result * factor
     if PAIRED:
         result = _silu(result) * (tl.sum(total_other, 1) * factor)
-    result += tl.load(bias + r, inside & (biased != 0), 0.0).to(tl.float32)
-    if ADDED:
-        result += tl.load(residual + r, inside, 0.0).to(tl.float32)
-    tl.store(out + column + r, result.to(out.dtype.element_ty), inside)
+    tl.store(out + column + r, (result + shift).to(out.dtype.element_ty), inside)
 
 
 @triton.jit
