@@ -92,12 +92,13 @@ def test_many_rows_are_mapped_by_one_product():
     assert_close(map_normed(x, norm, maps[1:]), expected[:, 8:], 1e-5)
 
 
-def test_long_rows_of_a_weight(monkeypatch):
+@pytest.mark.parametrize("batch", [1, 3, 18])
+def test_long_rows_of_a_weight(batch, monkeypatch):
     """In a loop that asks ahead; the last block is not full."""
     monkeypatch.setattr(projection, "SHORT", 32)
     forms = {"output": (2, 16, 2, 4), "gated": (2, 16, 1, 4)}
     monkeypatch.setitem(projection.FORMS, "long", forms)
-    x, residual, other = torch.randn(1, 72), torch.randn(1, 90), torch.randn(90, 72)
+    x, residual, other = torch.randn(batch, 72), torch.randn(batch, 90), torch.randn(90, 72)
     weight, norm = Map(torch.randn(90, 72), torch.randn(90)), Norm(torch.randn(72), 1e-6)
     mapped = F.linear(x, weight.weight, weight.bias)
     assert_close(add_mapped(x, weight, residual), residual + mapped, 1e-5)

@@ -1,7 +1,8 @@
 """Linear maps of a decoding step, with the norm before and the sum after: a kernel each.
 
 All take one token of every row, `[B, D]`, and weights where they are.
-Of several rows the large products are the library's: their weights are read once for all.
+Of one row a program sums products of numbers, of a few rows it multiplies matrices, and of many
+the library does. The weights are read once for all rows.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ _BOTH = {"output": (2, 1024, 2, 4), "gated": (2, 1024, 1, 4), "down": (2, 1024, 
 _SHORT = {"maps": (4, 1024, 2, 4), "head": (4, 1024, 2, 4)}
 _LONG = {"maps": (4, 1024, 1, 4), "head": (8, 1024, 1, 4)}
 FORMS = {"short": _BOTH | _SHORT, "long": _BOTH | _LONG}
-# For several inputs: rows that a program maps, and the most inputs. Products this small stay with
-# the older matrix instructions; Triton 3.6 is known to go wrong in narrow ones of Hopper's own.
-ROWS, BATCH = 16, 32
-MANY = 2**15  # outputs: the size of a head over the vocabulary
+# For up to BATCH inputs: rows, numbers of a row, blocks under way, warps. Products this small stay
+# with the older matrix instructions; Triton 3.6 goes wrong in narrow ones of Hopper's own.
+BATCH = 32
+BATCH_FORMS = {
+    "maps": (16, 128, 6, 2),
+    "output": (16, 256, 4, 2),
+    "gated": (32, 128, 4, 2),
+    "down": (16, 128, 6, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -52,41 +58,35 @@ def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool
 
     `starts_chain` says that what came before is to have ended, see `ahn.ops.overlap`.
     """
-    sizes = [len(one.weight) for one in maps]
-    is_head = len(maps) == 1 and sizes[0] > MANY
-    # The kernel divides by the norm at the end, which float16 might not live to see.
-    if len(x) > BATCH or (len(x) > 1 and (is_head or x.dtype == torch.float16)):
-        return mapped(_normed(x, norm), maps)
-    out = x.new_empty(len(x), sum(sizes))
     if len(x) == 1:
-        form = "head" if is_head else "maps"
-        _run_vector(x, maps, out, form, norm=norm, starts_chain=starts_chain)
-    else:
-        _run_rows(x, maps, out, norm, starts_chain)
-    return out
+        form = "head" if len(maps) == 1 else "maps"
+        return _run_vector(x, maps, form, norm=norm, starts_chain=starts_chain)
+    x = _normed(x, norm)
+    few = len(x) <= BATCH and len(maps) > 1  # a head is one product that the library does as well
+    return _run_rows(x, maps, "maps") if few else mapped(x, maps)
 
 
 def gated(x: Tensor, norm: Norm, gate: Map, up: Map) -> Tensor:
     """silu(gate x) * (up x) of the normed x, `[B, R]`; the two maps have no bias."""
-    if len(x) > 1:
-        from ahn.ops.silu_mul import silu_mul_
+    if len(x) == 1:
+        return _run_vector(x, [gate], "gated", norm=norm, second=up.weight)
+    x = _normed(x, norm)
+    if len(x) <= BATCH:
+        return _run_rows(x, [gate], "gated", second=up.weight)
+    from ahn.ops.silu_mul import silu_mul_
 
-        normed = _normed(x, norm)
-        return silu_mul_(F.linear(normed, gate.weight), F.linear(normed, up.weight))
-    out = x.new_empty(1, len(gate.weight))
-    _run_vector(x, [gate], out, "gated", norm=norm, second=up.weight)
-    return out
+    return silu_mul_(F.linear(x, gate.weight), F.linear(x, up.weight))
 
 
 def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
-    """residual `[B, R]` + linear x; of several rows written over `residual`."""
-    if len(x) > 1:
-        residual.addmm_(x, linear.weight.t())
-        return residual if linear.bias is None else residual.add_(linear.bias)
-    out = torch.empty_like(residual)
+    """residual `[B, R]` + linear x; of many rows written over `residual`."""
     form = "output" if x.shape[1] <= residual.shape[1] else "down"
-    _run_vector(x, [linear], out, form, residual=residual)
-    return out
+    if len(x) == 1:
+        return _run_vector(x, [linear], form, residual=residual)
+    if len(x) <= BATCH:
+        return _run_rows(x, [linear], form, residual=residual)
+    residual.addmm_(x, linear.weight.t())
+    return residual if linear.bias is None else residual.add_(linear.bias)
 
 
 def mapped(x: Tensor, maps: Sequence[Map]) -> Tensor:
@@ -108,45 +108,53 @@ def _normed(x: Tensor, norm: Norm) -> Tensor:
 def _run_vector(
     x: Tensor,
     maps: Sequence[Map],
-    out: Tensor,
     form: str,
     *,
     norm: Norm | None = None,
     second: Tensor | None = None,
     residual: Tensor | None = None,
     starts_chain: bool = False,
-) -> None:
+) -> Tensor:
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_vector
 
-    hidden = x.shape[1] if residual is None else residual.shape[1]
+    size, hidden = x.shape[1], x.shape[1] if residual is None else residual.shape[1]
     rows, block, ahead, warps = FORMS["short" if hidden <= SHORT else "long"][form]
-    if second is not None and hidden % block:  # two weights' last blocks would be half empty
+    if second is not None and size % block:  # two weights' last blocks would be half empty
         block //= 2
-    blocks, places = _places(maps, rows)
+    blocks, out, places = _places(x, maps, rows)
     map_vector[(blocks,)](
         x, x if norm is None else norm.weight, *_tensors(maps),
         x if second is None else second, x if residual is None else residual, out,
-        eps=0.0 if norm is None else norm.eps, D=x.shape[1], ROWS=rows,
-        BLOCK=min(block, 1 << (x.shape[1] - 1).bit_length()), AHEAD=ahead,
-        UNROLLED=x.shape[1] <= SHORT, NORMED=norm is not None, PAIRED=second is not None,
-        ADDED=residual is not None, num_warps=warps,
-        **places, **launch_options(x.device, starts_chain),
+        eps=0.0 if norm is None else norm.eps, D=size, ROWS=rows,
+        BLOCK=min(block, 1 << (size - 1).bit_length()), AHEAD=ahead, UNROLLED=size <= SHORT,
+        NORMED=norm is not None, PAIRED=second is not None, ADDED=residual is not None,
+        num_warps=warps, **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
+    return out
 
 
-def _run_rows(x: Tensor, maps: Sequence[Map], out: Tensor, norm: Norm, starts_chain: bool) -> None:
+def _run_rows(
+    x: Tensor,
+    maps: Sequence[Map],
+    form: str,
+    *,
+    second: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     from ahn.ops.overlap import launch_options
     from ahn.ops.projection.kernels import map_rows
 
-    batch = max(16, 1 << (len(x) - 1).bit_length())
-    blocks, places = _places(maps, ROWS)
+    rows, block, stages, warps = BATCH_FORMS[form]
+    blocks, out, places = _places(x, maps, rows)
     map_rows[(blocks,)](
-        x, norm.weight, *_tensors(maps), out, len(x), eps=norm.eps, D=x.shape[1],
-        OUT=out.shape[1], ROWS=ROWS, BLOCK=256 if x.element_size() * batch <= 64 else 128,
-        BATCH=batch, PRECISION="ieee" if x.element_size() == 4 else "tf32",
-        **places, **launch_options(x.device, starts_chain),
+        x, *_tensors(maps), x if second is None else second, x if residual is None else residual,
+        out, len(x), D=x.shape[1], OUT=out.shape[1], ROWS=rows, BLOCK=2 * block // x.element_size(),
+        BATCH=max(16, 1 << (len(x) - 1).bit_length()), PAIRED=second is not None,
+        ADDED=residual is not None, PRECISION="ieee" if x.element_size() == 4 else "tf32",
+        num_stages=stages, num_warps=warps, **places, **launch_options(x.device),
     )  # fmt: skip
+    return out
 
 
 def _tensors(maps: Sequence[Map]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -154,14 +162,19 @@ def _tensors(maps: Sequence[Map]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...
     return weights, tuple(one.weight if one.bias is None else one.bias for one in maps)
 
 
-def _places(maps: Sequence[Map], rows: int) -> tuple[int, dict[str, Any]]:
-    """The number of programs, and where each map's programs and outputs are among all."""
+def _places(x: Tensor, maps: Sequence[Map], rows: int) -> tuple[int, Tensor, dict[str, Any]]:
+    """The number of programs, room for the outputs, and where those of each map are."""
     sizes = tuple(len(one.weight) for one in maps)
     *firsts, blocks = accumulate((-(-size // rows) for size in sizes), initial=0)
-    return blocks, {
-        "first_blocks": tuple(firsts),
-        "sizes": sizes,
-        "columns": tuple(accumulate(sizes[:-1], initial=0)),
-        "has_bias": tuple(int(one.bias is not None) for one in maps),
-        "COUNT": len(maps),
-    }
+    *columns, width = accumulate(sizes, initial=0)
+    return (
+        blocks,
+        x.new_empty(len(x), width),
+        {
+            "first_blocks": tuple(firsts),
+            "sizes": sizes,
+            "columns": tuple(columns),
+            "has_bias": tuple(int(one.bias is not None) for one in maps),
+            "COUNT": len(maps),
+        },
+    )

@@ -133,17 +133,17 @@ def map_vector(
 
 @triton.jit
 def map_rows(
-    x,  # [B, D]
-    norm,  # [D]
-    weights,  # [R_n, D]
-    biases,  # [R_n]
+    x,  # [B, D], normed already
+    weights,  # this and the following as in `map_vector`
+    biases,
+    second,
+    residual,  # [B, R]
     out,  # [B, sum of R_n]
     batch,
     first_blocks: tl.constexpr,
     sizes: tl.constexpr,
     columns: tl.constexpr,
     has_bias: tl.constexpr,
-    eps: tl.constexpr,
     D: tl.constexpr,
     OUT: tl.constexpr,  # size of a row of the output
     ROWS: tl.constexpr,
@@ -151,30 +151,34 @@ def map_rows(
     BATCH: tl.constexpr,
     COUNT: tl.constexpr,
     PRECISION: tl.constexpr,
+    PAIRED: tl.constexpr,
+    ADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """As a NORMED `map_vector`, for up to BATCH inputs by matrix products."""
+    """As `map_vector`, for up to BATCH inputs by matrix products."""
     weight, bias, first, size, column, biased = _choose(
         tl.program_id(0), weights, biases, first_blocks, sizes, columns, has_bias, COUNT
     )
     r, i = (tl.program_id(0) - first) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     b = tl.arange(0, BATCH)
+    places = b[:, None] * OUT + column + r[None, :]
+    inside = (b < batch)[:, None] & (r < size)[None, :]
     let_next_start(OVERLAP)
+    shift = tl.load(bias + r, (r < size) & (biased != 0), 0.0).to(tl.float32)[None, :]
     wait_for_previous(OVERLAP)
-    squares = tl.zeros((BATCH,), tl.float32)
-    total = tl.zeros((BATCH, ROWS), tl.float32)
+    if ADDED:
+        shift += tl.load(residual + places, inside, 0.0).to(tl.float32)
+    total, total_other = (tl.zeros((BATCH, ROWS), tl.float32),) * 2
     for start in range(0, D, BLOCK):
         known = (b < batch)[:, None] & (start + i < D)[None, :]
-        part = tl.load(x + b[:, None] * D + start + i[None, :], known, 0.0).to(tl.float32)
-        squares += tl.sum(part * part, 1)
-        scale = tl.load(norm + start + i, start + i < D, 0.0).to(tl.float32)
+        part = tl.load(x + b[:, None] * D + start + i[None, :], known, 0.0)
         some = (r < size)[None, :] & (start + i < D)[:, None]
-        w = tl.load(weight + r[None, :] * D + start + i[:, None], some, 0.0)
-        # Not by the norm yet, which is known at the end: bfloat16 and float32 have room for that.
-        part = (part * scale[None, :]).to(w.dtype)
+        place = r[None, :] * D + start + i[:, None]
+        w = tl.load(weight + place, some, 0.0)
         total = tl.dot(part, w, total, input_precision=PRECISION)
-    total = total * tl.rsqrt(squares / D + eps)[:, None]
-    shift = tl.load(bias + r, (r < size) & (biased != 0), 0.0).to(tl.float32)
-    total += shift[None, :]
-    inside = (b < batch)[:, None] & (r < size)[None, :]
-    tl.store(out + b[:, None] * OUT + column + r[None, :], total.to(out.dtype.element_ty), inside)
+        if PAIRED:
+            w = tl.load(second + place, some, 0.0)
+            total_other = tl.dot(part, w, total_other, input_precision=PRECISION)
+    if PAIRED:
+        total = _silu(total) * total_other
+    tl.store(out + places, (total + shift).to(out.dtype.element_ty), inside)
