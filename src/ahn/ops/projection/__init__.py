@@ -85,8 +85,9 @@ def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
         return _run_vector(x, [linear], form, residual=residual)
     if len(x) <= BATCH:
         return _run_rows(x, [linear], form, residual=residual)
-    residual.addmm_(x, linear.weight.t())
-    return residual if linear.bias is None else residual.add_(linear.bias)
+    if linear.bias is None:
+        return residual.addmm_(x, linear.weight.t())
+    return residual.add_(F.linear(x, linear.weight, linear.bias))
 
 
 def mapped(x: Tensor, maps: Sequence[Map]) -> Tensor:
