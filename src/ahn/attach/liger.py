@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ahn.ops.gated_mlp import gated_mlp, why_not_gated_mlp
-from ahn.ops.rms_norm import rms_norm, why_not_rms_norm
 
 PATCHED = "ahn_liger"  # attribute of the decoder: the modules whose forward is Liger's
 ROPE = "apply_rotary_pos_emb"  # as the families' modelling code calls it
@@ -21,8 +20,8 @@ FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # whose formulas are those of
 def use_liger(model: PreTrainedModel) -> PreTrainedModel:
     """Run the decoder's RMSNorm, RoPE and SwiGLU by Liger-Kernel's functions, in place.
 
-    Norms and MLPs whose weights are frozen, or need no gradient, run by `ahn.ops.rms_norm` and
-    `ahn.ops.gated_mlp` where those can: they leave out what only trained weights need.
+    MLPs whose weights are frozen, or need no gradient, run by `ahn.ops.gated_mlp` where that can:
+    it leaves out what only trained weights need.
 
     Other models of the process and the weights stay as they are, whether a memory is attached or
     not; `drop_liger`, and `ahn.detach`, undo it. Gradients pass.
@@ -95,12 +94,10 @@ def _activation(module: Any) -> str:
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    weight, eps = module.weight, module.variance_epsilon
-    if why_not_rms_norm(hidden_states, weight) is None:
-        return rms_norm(hidden_states, weight, eps)
     from liger_kernel.ops import LigerRMSNormFunction
 
-    return LigerRMSNormFunction.apply(hidden_states, weight, eps, 0.0, "llama", False)
+    settings = (module.variance_epsilon, 0.0, "llama", False)  # no offset, not in place
+    return LigerRMSNormFunction.apply(hidden_states, module.weight, *settings)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
