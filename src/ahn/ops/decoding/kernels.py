@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ahn.ops.overlap import let_next_start, wait_for_previous
+from ahn.ops.projection.kernels import silu
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -18,11 +19,6 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 @triton.jit
 def _softplus(x):
     return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
-
-
-@triton.jit
-def _silu(x):
-    return x * tl.sigmoid(x)
 
 
 @triton.jit
@@ -86,13 +82,12 @@ def _update_state(
     k = _unit(k)
     gate = gates + ((row * H + head).to(tl.int64) * N + place) * NUM_GATES
     first = tl.load(gate).to(tl.float32)
-    bias, speed = 0.0, 0.0
+    second, bias, speed = first, 0.0, 0.0
+    if RULE == "gated_delta":
+        second = tl.load(gate + 1).to(tl.float32)
     if RULE != "delta":
         bias = tl.load(dt_bias + head).to(tl.float32)
         speed = tl.exp(tl.load(rate + head).to(tl.float32))
-    second = first
-    if RULE == "gated_delta":
-        second = tl.load(gate + 1).to(tl.float32)
     cells = state + ((row * H + head) * DIM + i[:, None]) * DIM + j[None, :]
     both = rows[:, None] & columns[None, :]
     s = tl.load(cells, both, 0.0)
@@ -260,9 +255,9 @@ def _ask_read(
 def _projected_read(asked, weight, matrix, H, eps, DIM: tl.constexpr, GATE_FIRST: tl.constexpr):
     """What the state gave (`_ask_read`), normalised by `weight` [V], gated, mapped by `matrix`."""
     r, gate, every, every_gate = asked
-    gate = _silu(gate.to(tl.float32))
+    gate = silu(gate.to(tl.float32))
     if GATE_FIRST:
-        every *= _silu(every_gate.to(tl.float32))[:, None]
+        every *= silu(every_gate.to(tl.float32))[:, None]
         size = tl.sum(tl.sum(every * every, 1), 0) / (H * DIM)
         r = r * gate * tl.rsqrt(size + eps) * weight
     else:

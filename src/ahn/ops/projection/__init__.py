@@ -21,7 +21,7 @@ __all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed", "mapped"]
 SHORT = 2048  # size of a hidden state, up to which its maps are unrolled; else registers run out
 # For one input, of hidden states that are short or not: rows of a weight that a program maps,
 # numbers of a row it reads together, how many of these blocks it asks for before it knows the
-# input, warps. As measured on H100 and H200, for 2,048, 3,584 and 5,120 numbers.
+# input, warps. As measured on an H200, for 2,048, 3,584 and 5,120 numbers.
 _BOTH = {"output": (2, 1024, 2, 4), "gated": (2, 1024, 1, 4), "down": (2, 1024, 2, 4)}
 _SHORT = {"maps": (4, 1024, 2, 4), "head": (4, 1024, 2, 4)}
 _LONG = {"maps": (4, 1024, 1, 4), "head": (8, 1024, 1, 4)}

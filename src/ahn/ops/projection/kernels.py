@@ -14,7 +14,7 @@ from ahn.ops.overlap import let_next_start, wait_for_previous
 
 
 @triton.jit
-def _silu(x):
+def silu(x):
     return x * tl.sigmoid(x)
 
 
@@ -127,7 +127,7 @@ def map_vector(
         factor = tl.rsqrt(tl.sum(squares, 0) / D + eps)
         result = result * factor
     if PAIRED:
-        result = _silu(result) * (tl.sum(total_other, 1) * factor)
+        result = silu(result) * (tl.sum(total_other, 1) * factor)
     tl.store(out + column + r, (result + shift).to(out.dtype.element_ty), inside)
 
 
@@ -180,5 +180,5 @@ def map_rows(
             w = tl.load(second + place, some, 0.0)
             total_other = tl.dot(part, w, total_other, input_precision=PRECISION)
     if PAIRED:
-        total = _silu(total) * total_other
+        total = silu(total) * total_other
     tl.store(out + places, (total + shift).to(out.dtype.element_ty), inside)
