@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from measures import DEVICE, difference
 
 from ahn import attention
 from ahn.attach import drop_liger, use_liger
@@ -18,7 +19,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-DEVICE = "cuda"
 SETTINGS = {"window": 512, "overrides": (("head_dim", 64), ("num_hidden_layers", 6))}
 BUFFERS = ("keys", "values", "gates", "recurrent_state")
 
@@ -26,10 +26,6 @@ BUFFERS = ("keys", "values", "gates", "recurrent_state")
 @contextmanager
 def in_order(device):
     yield lambda: None
-
-
-def difference(ours, exact):
-    return ((ours.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
 @over_cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from measures import DEVICE
 
 import ahn
 from ahn.attach import compressive
@@ -27,7 +28,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-DEVICE = "cuda"
 LENGTH = 150
 ROUNDING = 2e-5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from measures import DEVICE
 
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.ssd import ssd
@@ -13,7 +14,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 pytest.importorskip("fla")
-DEVICE = "cuda"
 
 
 @pytest.mark.parametrize("length", [4, 65])

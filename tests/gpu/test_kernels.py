@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from measures import DEVICE, difference
 from torch.utils.checkpoint import checkpoint
 
 from ahn.memory import build_cell
@@ -15,7 +16,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-DEVICE = "cuda"
 LENGTHS = [1, 63, 64, 65, 1000, 5000]  # the last two are cut into segments
 BATCH, HEADS, GROUPS, DIM, HIDDEN = 2, 4, 2, 64, 96
 OPS = {
@@ -29,11 +29,6 @@ over_ops = pytest.mark.parametrize("name", OPS)
 
 def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64, device=DEVICE)
-
-
-def error(got, exact):
-    """Relative to the exact result, over all numbers."""
-    return ((got.double() - exact).norm() / exact.norm()).item()
 
 
 def draw_arguments(name, length, dim=DIM, width=DIM):
@@ -89,8 +84,8 @@ def assert_errs_no_more(name, arguments, what):
     kernel = run_op(name, "triton", arguments, torch.bfloat16)
     for key, expected in exact.items():
         rounded = 2**-7 if key == "gradient of log_decay" else 2**-9
-        allowed = 2.5 * error(reference[key], expected) + rounded
-        got = error(kernel[key], expected)
+        allowed = 2.5 * difference(reference[key], expected) + rounded
+        got = difference(kernel[key], expected)
         assert got <= allowed, f"{what}: {key}: {got:.1e} > {allowed:.1e}"
 
 
@@ -124,8 +119,8 @@ def test_parts_equal_the_whole_and_a_graph_replays_it(name):
         parts.append(read)
     # Either rounds the states of its chunks to bfloat16, 2^-9 apart at most; without decay these
     # differences stay until they are written over.
-    assert error(torch.cat(parts, 1), output.double()) < 2**-7
-    assert error(state, final.double()) < 2**-7
+    assert difference(torch.cat(parts, 1), output.double()) < 2**-7
+    assert difference(state, final.double()) < 2**-7
 
 
 @over_ops
@@ -176,8 +171,8 @@ def test_a_cell_errs_no_more_than_by_pytorch(cell):
         kernel = run_cell(cell, "auto", torch.bfloat16, weights, inputs)
         for name, expected in exact.items():
             assert kernel[name].dtype == reference[name].dtype
-            allowed = 2 * error(reference[name], expected) + 2**-9
-            assert error(kernel[name], expected) <= allowed, (name, length)
+            allowed = 2 * difference(reference[name], expected) + 2**-9
+            assert difference(kernel[name], expected) <= allowed, (name, length)
 
 
 def test_what_cannot_run_is_refused_with_the_reason():

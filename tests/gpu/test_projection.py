@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from measures import DEVICE, difference
 
 from ahn.ops.projection import Map, Norm, add_mapped, gated, map_normed
 
@@ -16,13 +17,9 @@ ROWS = (1, 3, 32, 40)  # one, few by two sizes of a product, and many
 SIZES = {2048: 11008, 3584: 18944}
 
 
-def error(got, exact):
-    return ((got.double() - exact).norm() / exact.norm()).item()
-
-
 def draw_map(rows, columns, dtype, bias=False):
-    weight = torch.randn(rows, columns, dtype=dtype, device="cuda") / columns**0.5
-    return Map(weight, torch.randn(rows, dtype=dtype, device="cuda") if bias else None)
+    weight = torch.randn(rows, columns, dtype=dtype, device=DEVICE) / columns**0.5
+    return Map(weight, torch.randn(rows, dtype=dtype, device=DEVICE) if bias else None)
 
 
 def linear(x, one):
@@ -38,9 +35,9 @@ def normed(x, norm):
 @pytest.mark.parametrize("rows", ROWS)
 def test_maps_err_no_more_than_the_librarys(rows, hidden, dtype):
     torch.manual_seed(0)
-    x = 3 * torch.randn(rows, hidden, dtype=dtype, device="cuda")
-    inner = torch.randn(rows, SIZES[hidden], dtype=dtype, device="cuda")
-    norm = Norm(1 + 0.1 * torch.randn(hidden, dtype=dtype, device="cuda"), 1e-6)
+    x = 3 * torch.randn(rows, hidden, dtype=dtype, device=DEVICE)
+    inner = torch.randn(rows, SIZES[hidden], dtype=dtype, device=DEVICE)
+    norm = Norm(1 + 0.1 * torch.randn(hidden, dtype=dtype, device=DEVICE), 1e-6)
     maps = [draw_map(size, hidden, dtype, bias=size > 16) for size in (hidden, 256, 256, 16)]
     gate, up = (draw_map(SIZES[hidden], hidden, dtype) for _ in range(2))
     output, down = draw_map(hidden, hidden, dtype, True), draw_map(hidden, SIZES[hidden], dtype)
@@ -69,4 +66,4 @@ def test_maps_err_no_more_than_the_librarys(rows, hidden, dtype):
     }
     for name, (plain, ours) in pairs.items():
         exact = plain(x.double(), inner.double())
-        assert error(ours(x, inner), exact) <= 1.2 * error(plain(x, inner), exact), name
+        assert difference(ours(x, inner), exact) <= 1.2 * difference(plain(x, inner), exact), name

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from measures import DEVICE, difference
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
@@ -25,11 +26,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-DEVICE = "cuda"
-
-
-def difference(ours, exact):
-    return ((ours.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
 WHOLE = [(2048, 256, False), (1000, 256, False), (700, 512, False), (300, 512, False)]

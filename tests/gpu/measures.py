@@ -1,0 +1,20 @@
+"""What the tests of a GPU share."""
+
+from __future__ import annotations
+
+from models import new_model
+
+DEVICE = "cuda"
+
+
+def difference(ours, exact) -> float:
+    """Relative to the exact result, over all numbers."""
+    return ((ours.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+def pair(cell, **settings):
+    """The same model with the fused kernels and without."""
+    models = [new_model("Qwen3", cell, **settings).to(DEVICE) for _ in range(2)]
+    for layer in models[1].model.layers:
+        layer.ahn.fn.kernels = "torch"
+    return models
