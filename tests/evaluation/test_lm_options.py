@@ -1,0 +1,93 @@
+"""What a user may ask of the lm-eval model, and what is refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from asked import LONG, PAIRS, UNTIL, assert_same, lm, requests, scores
+
+import ahn
+import standin
+from ahn.evaluation.lm import AHNLM, SKIPPED, SKIPPED_SCORE
+from ahn.evaluation.lm.loading import pick_device
+from ahn.evaluation.lm.methods import shuffle_memory
+
+
+def test_too_long_samples_are_skipped_and_counted(caplog):
+    ours = lm(max_length=50)
+    found = scores(ours, [(LONG, " x"), ("a", " b")])
+    assert found[0] == SKIPPED_SCORE and found[1] == scores(lm(), [("a", " b")])[0]
+    assert "expected samples of at most 50 tokens, skipped 1 of 2" in caplog.text
+    answers = ours.generate_until(requests((LONG, UNTIL), ("a", UNTIL)), True)
+    assert answers == [SKIPPED, lm().generate_until(requests(("a", UNTIL)), True)[0]]
+
+
+def test_shuffling_changes_the_state_and_keeps_its_contents():
+    model = standin.load("GatedDeltaNet")[0]
+    _, cache = ahn.generation.prefill(model, torch.ones(1, 90, dtype=torch.long) * 7)
+    before = [layer.recurrent_state.clone() for layer in cache.memory_layers]
+    shuffle_memory(cache)
+    for old, layer in zip(before, cache.memory_layers):
+        assert not torch.equal(old, layer.recurrent_state)
+        assert torch.equal(old.sort(2).values, layer.recurrent_state.sort(2).values)
+
+
+def test_folders_memories_and_limits(tmp_path):
+    standin.save_base(tmp_path / "base")
+    ahn.save_pretrained(standin.load("GatedDeltaNet")[0], tmp_path / "memory")
+    base, memory = str(tmp_path / "base"), str(tmp_path / "memory")
+    with_memory = AHNLM(base, memory=memory, device="cpu")
+    assert_same(scores(with_memory), scores(lm()))
+    limited = AHNLM(base, memory=memory, window=30, num_sinks=2, device="cpu")
+    model = standin.load("GatedDeltaNet", window=30, num_sinks=2)[0]
+    assert_same(scores(limited), scores(lm(model=model)))
+    assert limited.get_model_info()["ahn_config"]["window"] == 30
+    window = AHNLM(base, method="window", window=30, num_sinks=2, device="cpu")
+    assert_same(scores(window), scores(lm("window", model=model)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "half"}, "method: expected one of ahn, full, window"),
+        ({"batch_size": "auto"}, "batch_size: expected an integer >= 1, got 'auto'"),
+        ({"prefill_chunk_size": 0}, "prefill_chunk_size: expected an integer >= 1, got 0"),
+        ({"max_length": 0}, "max_length: expected an integer >= 1, got 0"),
+        ({"model": None}, "memory: expected one for method ahn, got a model without"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(options, message):
+    if "model" in options:
+        options = {"model": standin.base()}
+    with pytest.raises(ValueError, match=message) as caught:
+        lm(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_lm_evals_default_is_the_cpu(caplog):
+    assert pick_device("cuda:0") == pick_device(None) == "cpu"
+    assert "expected cuda:0, got no GPU: the CPU is used" in caplog.text
+
+
+def test_the_embedded_model_is_in_float32():
+    model = AHNLM("embedded", memory="Mamba2", device="cpu", dtype="auto")
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
+    assert_same(scores(model, PAIRS[:3]), [scores(model, [pair])[0] for pair in PAIRS[:3]])
+    with pytest.raises(ValueError, match="dtype: expected float32 for the embedded model"):
+        AHNLM("embedded", memory="Mamba2", device="cpu", dtype="bfloat16")
+
+
+def test_wrong_models_and_devices_are_refused(tmp_path):
+    standin.save_base(tmp_path)
+    for options, message in [
+        ({"device": "cuda"} if not torch.cuda.is_available() else {"device": "cuda:99"},
+         "device: expected one that PyTorch can use"),
+        ({"device": "cpu"}, "memory: expected one for method ahn, got a model without"),
+        ({"device": "cpu", "method": "window"}, "window: expected a number of tokens"),
+        ({"device": "cpu", "peft": "x"}, "peft: expected none with --model ahn"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            AHNLM(str(tmp_path), **options)
+    with pytest.raises(ValueError, match="expected tasks that score continuations"):
+        lm("ahn-shuffled").generate_until(requests(("a", UNTIL)), True)
