@@ -16,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from runs import train
 
+from ahn.training.group import leave_group
 from ahn.training.trainer import DistillTrainer
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -78,7 +79,7 @@ def main() -> None:
         runs(folder, stage)
     if PartialState().is_main_process:
         (folder / "shares.json").write_text(json.dumps(shares))
-    PartialState().destroy_process_group()  # else gloo's threads may outlive what they use
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from runs import train
 
 from ahn.training import Distiller, state
 from ahn.training.distillation import Batch, Counts, count
+from ahn.training.group import leave_group
 from ahn.training.losses import LossWeights
 from ahn.training.trainer import DistillTrainer
 from models import new_model, random_ids
@@ -96,7 +97,7 @@ def main() -> None:
     train(folder, "two", **options)
     uneven_run(folder)
     sharded_runs(folder, options)
-    dist.destroy_process_group()
+    leave_group()
 
 
 def uneven_run(folder: Path) -> None:

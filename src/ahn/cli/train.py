@@ -24,8 +24,7 @@ def train(context: typer.Context) -> None:
     every one of transformers' TrainingArguments; the command line wins over the file.
     """
     arguments = parse(context.args)
-    from accelerate import PartialState
-
+    from ahn.training.group import leave_group
     from ahn.training.run import run
     from ahn.training.stop import SIGTERM_CODE
 
@@ -37,7 +36,7 @@ def train(context: typer.Context) -> None:
         else:
             print(f"{folder} holds the memory.")
         print(json.dumps(outcome.metrics))
-    PartialState().destroy_process_group()  # else its threads may outlive what they use
+    leave_group()
     if outcome.stopped:
         sys.exit(SIGTERM_CODE)
 
