@@ -1,4 +1,4 @@
-"""A decoder's step of one new token a row in six kernels a layer, on the weights as they are.
+"""A decoder's step of one new token a row, of one row in six kernels a layer, on plain weights.
 
 For decoders whose layers are known by heart: RMSNorm, attention with rotary halves, RMSNorm, a
 gated SiLU MLP. Nothing of a module is called, so what hangs on modules (adapters, hooks, quantised

@@ -1,8 +1,8 @@
-"""Linear maps of a decoding step, with the norm before and the sum after: a kernel each.
+"""Linear maps of a decoding step, with the norm before and the sum after.
 
-All take one token of every row, `[B, D]`, and weights where they are.
-Of one row a program sums products of numbers, of a few rows it multiplies matrices, and of many
-the library does. The weights are read once for all rows.
+All take one token of every row, `[B, D]`, and weights where they are, which are read once for all
+rows. Of one row each is a kernel that sums products of numbers, its norm included; of up to BATCH
+rows one that multiplies matrices, after the library's norm; of more rows all is the library's.
 """
 
 from __future__ import annotations
