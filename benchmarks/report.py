@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ahn.bench import environment
-from ahn.files import written_whole
+from ahn.io.files import written_whole
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,7 +21,7 @@ from torch import Tensor
 import ahn
 from ahn import embedded
 from ahn.embedded.corpus import held_out_documents, training_documents
-from ahn.text import encode_pieces, read_pieces
+from ahn.io.text import encode_pieces, read_pieces
 from report import write_result
 
 BLOCK = 10_000  # tokens between two measurements
@@ -58,7 +58,7 @@ def text_blocks(tokenizer, total: int) -> Iterator[Tensor]:
 def read(model, block: Tensor, cache: ahn.AHNCache, chunk: int) -> float:
     """Read a block; tokens per second."""
     start = time.perf_counter()
-    ahn.generation.prefill(model, block, cache, chunk=chunk)
+    ahn.generation.prefilling(model, block, cache, chunk=chunk)
     return block.shape[1] / (time.perf_counter() - start)
 
 

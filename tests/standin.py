@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 import ahn
 from ahn.embedded.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
-from models import base_model, wake
+from tiny_models import base_model, wake
 
 VOCABULARY, CONTEXT, WINDOW, SINKS = 300, 192, 16, 4
 BUDGET = WINDOW + SINKS

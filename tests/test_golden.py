@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 import ahn
 from ahn.checkpoint import merge, split
 from ahn.training import Distiller, distillation_loss
-from folders import same_files
-from models import memory_parameters, pieces, read
+from checkpoint_folders import same_files
+from tiny_models import memory_parameters, pieces, read
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 CASES = sorted(path for path in GOLDEN.glob("*-*") if path.is_dir())

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ahn.files import written_whole
+from ahn.io.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from folders import save_base, save_memory
+from checkpoint_folders import save_base, save_memory
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ahn.checkpoint.names import BASE_FACTS
-from ahn.checksum import write_tensors
+from ahn.io.checksum import write_tensors
 
 
 class RunsCode:

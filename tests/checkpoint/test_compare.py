@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 import ahn
 from ahn.checkpoint import diff, inspect, merge
 from ahn.checkpoint.names import FORMATS, WEIGHTS_FILE
-from ahn.checksum import write_tensors
-from folders import save_base, save_memory
-from models import memory_parameters, new_model, shared_base
+from ahn.io.checksum import write_tensors
+from checkpoint_folders import save_base, save_memory
+from tiny_models import memory_parameters, new_model, shared_base
 
 MEMORY = 2 * (2 * 4 * 64 + 4 * 16 * 16 + 16)  # two layers of DeltaNet: gates, o_proj, norm
 

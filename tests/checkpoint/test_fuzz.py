@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ahn
-from ahn.attach.saving import is_memory
 from ahn.checkpoint import merge
 from ahn.checkpoint.memory import files_of
 from ahn.checkpoint.names import FORMATS
-from ahn.checksum import INDEX
-from folders import save_base, save_memory
-from models import CELLS
+from ahn.io.checksum import INDEX
+from ahn.modeling.saving import is_memory
+from checkpoint_folders import save_base, save_memory
+from tiny_models import CELLS
 
 ROUNDS = 6  # of every damage to a memory of each layout and cell
 NAMED = (ValueError, OSError)

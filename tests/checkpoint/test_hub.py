@@ -16,9 +16,9 @@ import ahn
 from ahn.checkpoint import merge, push_to_hub
 from ahn.checkpoint.card import model_card
 from ahn.checkpoint.names import FORMATS
-from folders import same_files, save_base, save_memory
+from checkpoint_folders import same_files, save_base, save_memory
 from hub_server import COMMIT, serve
-from models import new_model, shared_base, shared_model
+from tiny_models import new_model, shared_base, shared_model
 
 LOAD = """
 import sys, ahn, torch

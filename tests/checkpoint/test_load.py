@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import ahn
 from ahn.checkpoint.names import FORMATS
-from folders import same_files, save_base, save_memory
-from models import new_model, over_pairs, random_ids, shared_model
+from checkpoint_folders import same_files, save_base, save_memory
+from tiny_models import new_model, over_pairs, random_ids, shared_model
 
 IDS = random_ids(60)
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import ahn
 from ahn.checkpoint.names import CONFIG_FILE, EMBEDDED_FOLDER, WEIGHTS_FILE
-from ahn.checksum import write_tensors
-from models import CELLS
+from ahn.io.checksum import write_tensors
+from tiny_models import CELLS
 
 
 def saved(cell, folder):

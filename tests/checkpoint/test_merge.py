@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import ahn
 from ahn.checkpoint import inspect, merge, split
 from ahn.checkpoint.names import FORMATS
-from ahn.checksum import INDEX
-from folders import same_files, save_base, save_memory
-from models import new_model, over_pairs, random_ids, shared_model
+from ahn.io.checksum import INDEX
+from checkpoint_folders import same_files, save_base, save_memory
+from tiny_models import new_model, over_pairs, random_ids, shared_model
 
 IDS = random_ids(60)
 

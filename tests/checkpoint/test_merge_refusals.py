@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ahn.checkpoint import merge, split
-from ahn.checksum import INDEX
-from folders import save_memory
-from models import shared_model
+from ahn.io.checksum import INDEX
+from checkpoint_folders import save_memory
+from tiny_models import shared_model
 
 
 def refused(parts, out, message):

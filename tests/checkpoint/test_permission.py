@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from folders import save_base, save_memory
+from checkpoint_folders import save_base, save_memory
 
 AS_NOBODY = """
 import io, json, os, sys
@@ -19,7 +19,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 import ahn
 from ahn.checkpoint import merge, split
 from ahn.cli import app
-from models import shared_model
+from tiny_models import shared_model
 base, memory, merged, out = sys.argv[1:]
 model = shared_model()
 with suppress(SystemExit), redirect_stdout(None):  # nobody may not read the interpreter's

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 import ahn
-from models import CELLS
+from tiny_models import CELLS
 
 # Public configs of Qwen2.5-{3B,7B,14B}-Instruct.
 BASES = {

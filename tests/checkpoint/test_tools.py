@@ -12,8 +12,8 @@ import torch
 
 import ahn
 from ahn.checkpoint import merge
-from folders import save_base, save_memory
-from models import memory_parameters, new_model, random_ids
+from checkpoint_folders import save_base, save_memory
+from tiny_models import memory_parameters, new_model, random_ids
 
 IDS = random_ids(60)
 

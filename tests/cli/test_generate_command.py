@@ -14,7 +14,7 @@ import torch
 import ahn
 import standin
 from ahn.generation import stream
-from ahn.text import PIECE
+from ahn.io.text import PIECE
 from commands import PROMPT, call, error, generated
 
 SOURCE = Path(ahn.__file__).parents[1]

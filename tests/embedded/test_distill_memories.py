@@ -13,7 +13,7 @@ import ahn
 from ahn.embedded import BASE, MEMORIES
 from ahn.embedded.corpus import Corpus
 from ahn.embedded.distill_memories import Settings, train_memory
-from models import over_cells
+from tiny_models import over_cells
 
 
 def shipped(cell):

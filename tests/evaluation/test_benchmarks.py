@@ -14,8 +14,10 @@ from ahn.cli import app
 from ahn.embedded.tokenizer import save_tokenizer, train_tokenizer
 from ahn.evaluation.lm import AHNLM
 from ahn.evaluation.report import write_report
-from ahn.evaluation.tasks import longbench, lveval, ruler
-from models import base_model, wake
+from ahn.evaluation.tasks.longbench import task as longbench
+from ahn.evaluation.tasks.lveval import task as lveval
+from ahn.evaluation.tasks.ruler import task as ruler
+from tiny_models import base_model, wake
 
 VOCABULARY = 3000
 LONGBENCH = {

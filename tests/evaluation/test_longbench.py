@@ -7,7 +7,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.longbench import metrics
 
 from ahn.evaluation.runs.suite import FOLDERS, GROUPS
-from ahn.evaluation.tasks import longbench
+from ahn.evaluation.tasks.longbench import task as longbench
 
 CLASSES = ["Location", "Location of", "新闻"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from ahn.evaluation.tasks import lveval
-from ahn.evaluation.tasks.lveval import process_results
+from ahn.evaluation.tasks.lveval import task as lveval
 from ahn.evaluation.tasks.lveval.metrics import METRICS
+from ahn.evaluation.tasks.lveval.task import process_results
 
 DOCUMENT = {
     "input": "Who wrote it?",

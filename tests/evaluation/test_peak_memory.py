@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import torch
 import ahn, standin
 from ahn.evaluation.lm import AHNLM
-from models import base_model, wake
+from tiny_models import base_model, wake
 
 torch.set_num_threads(1)
 model = base_model("Qwen3", vocab_size=standin.VOCABULARY, head_dim=64, num_key_value_heads=4)

@@ -24,8 +24,16 @@ from ahn.evaluation import (
     stream_losses,
     token_losses,
 )
-from ahn.text import encode_pieces, read_pieces
-from models import COMMON, WINDOW, assert_close, base_model, over_cells, random_ids, shared_model
+from ahn.io.text import encode_pieces, read_pieces
+from tiny_models import (
+    COMMON,
+    WINDOW,
+    assert_close,
+    base_model,
+    over_cells,
+    random_ids,
+    shared_model,
+)
 
 LENGTH = 7 * WINDOW + 5
 MODES = {"full": ahn.disabled, "window": ahn.memory_off, "memory": nullcontext}

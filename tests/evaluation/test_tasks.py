@@ -14,7 +14,9 @@ from lm_eval.tasks import TaskManager
 import standin
 from ahn.embedded.corpus import HELD_OUT
 from ahn.evaluation.lm import AHNLM
-from ahn.evaluation.tasks import TASKS, needle, ppl
+from ahn.evaluation.tasks import TASKS
+from ahn.evaluation.tasks.needle import task as needle
+from ahn.evaluation.tasks.ppl import task as ppl
 from ahn.evaluation.texts import STDLIB, named_texts, token_starts
 
 TEXT = "\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(400))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import ahn
 from ahn.generation import load_session, prefill, save_session
-from models import (
+from tiny_models import (
     assert_close,
     left_padded,
     new_model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models import new_model
+from tiny_models import new_model
 
 DEVICE = "cuda"
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from measures import DEVICE, difference
 
-from ahn import attention
-from ahn.attach import drop_liger, use_liger
 from ahn.generation import prefill
+from ahn.hf.liger import drop_liger, use_liger
+from ahn.layer import attention
 from ahn.ops.moving import flipped, joined
-from models import new_model, over_cells, random_ids
+from tiny_models import new_model, over_cells, random_ids
 
 pytestmark = [
     pytest.mark.gpu,
@@ -72,7 +72,7 @@ def test_liger_errs_no_more_than_the_family(family):
 
 @torch.no_grad()
 def test_an_mlp_in_place_is_the_plain_product():
-    from ahn.ops.silu_mul import silu_mul_
+    from ahn.ops.gated_mlp.triton import silu_mul_
 
     for dtype in (torch.bfloat16, torch.float32):
         gate, up = torch.randn(2, 3, 4999, 7, device=DEVICE, dtype=dtype)

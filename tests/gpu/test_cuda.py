@@ -7,10 +7,10 @@ import torch
 from measures import DEVICE
 
 import ahn
-from ahn.attach import compressive
 from ahn.generation import load_session, prefill, save_session
+from ahn.modeling import compressive
 from ahn.ops.pooled_attention import POOLINGS
-from models import (
+from tiny_models import (
     WINDOW,
     assert_close,
     base_model,

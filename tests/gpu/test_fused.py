@@ -11,9 +11,9 @@ import torch
 from measures import DEVICE, difference, pair
 
 import ahn
-from ahn.attach import Step
 from ahn.generation import prefill, stream
-from models import (
+from ahn.runtime.decode_step import Step
+from tiny_models import (
     CELLS,
     WINDOW,
     assert_close,

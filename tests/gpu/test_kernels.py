@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ahn.memory import build_cell
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.ssd import ssd
-from models import over_cells
+from tiny_models import over_cells
 
 pytestmark = [
     pytest.mark.gpu,

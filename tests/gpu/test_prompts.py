@@ -10,7 +10,7 @@ from ahn.generation import prefill
 from ahn.memory import build_cell
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
-from models import left_padded, new_model, over_cells, positions_of
+from tiny_models import left_padded, new_model, over_cells, positions_of
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,14 +13,14 @@ from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from ahn.memory import build_cell
-from ahn.ops.gated_mlp import ROWS, gated_mlp, why_not_gated_mlp
+from ahn.ops.gated_mlp.api import ROWS, gated_mlp, why_not_gated_mlp
+from ahn.ops.gated_norm import gated_norm
 from ahn.ops.logit_losses import logit_losses
-from ahn.ops.read_out import gated_norm
 from ahn.ops.window_attention import KeptOutputs, window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller
 from ahn.training.losses import IGNORE, _plain
-from models import new_model, over_cells, random_ids
+from tiny_models import new_model, over_cells, random_ids
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ import torch
 
 import ahn
 from ahn.memory import Memory, base, build_cell, cell_by_name, register, registered_cells
-from models import assert_close, base_model, memory_parameters, new_model, over_cells
+from tiny_models import assert_close, base_model, memory_parameters, new_model, over_cells
 
 HIDDEN, HEADS, GROUPS, DIM = 32, 4, 2, 8
 RELEASED = {

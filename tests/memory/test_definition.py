@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from models import COMMON, WINDOW, assert_close, random_ids, shared_model
+from tiny_models import COMMON, WINDOW, assert_close, random_ids, shared_model
 
 LENGTH, HEADS, DIM = 60, COMMON["num_attention_heads"], 16
 

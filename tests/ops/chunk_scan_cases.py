@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ahn.ops.chunk_scan import segments as cutting
 from ahn.ops.delta_rule import chunk_delta_rule
-from ahn.ops.delta_rule import fused as delta
+from ahn.ops.delta_rule import triton as delta
 from ahn.ops.layout import l2_normalize, repeat_heads
 from ahn.ops.ssd import chunk_ssd
-from ahn.ops.ssd import fused as state_space
-from models import assert_close
+from ahn.ops.ssd import triton as state_space
+from tiny_models import assert_close
 from watched_memory import mend_bfloat16, mend_indexing, unwritten_is_nan, watch
 
 HEADS, GROUPS = 4, 2

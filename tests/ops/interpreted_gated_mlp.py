@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ahn.ops import gated_mlp as ours
-from ahn.ops import silu_mul
+from ahn.ops.gated_mlp import triton as silu_mul
 
 torch.manual_seed(0)
 ours.ROWS = 16

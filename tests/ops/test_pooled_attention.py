@@ -7,7 +7,7 @@ import torch
 
 from ahn.ops.pooled_attention import POOLINGS, RATIO, pool_slots, pooled_window_attention
 from ahn.ops.window_attention import window_attention
-from models import assert_close
+from tiny_models import assert_close
 
 over_poolings = pytest.mark.parametrize("pooling", POOLINGS)
 

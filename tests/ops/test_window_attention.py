@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ahn.ops.window_attention import slot_attention, window_attention
-from models import assert_close
+from tiny_models import assert_close
 
 BATCH, HEADS, GROUPS, KEY, VALUE = 2, 4, 2, 8, 12
 

@@ -18,7 +18,7 @@ from ahn.embedded import BASE
 from ahn.training.arguments import DistillArguments, ModelArguments, RunArguments
 from ahn.training.data import DataArguments
 from ahn.training.run import Outcome, run
-from models import base_model
+from tiny_models import base_model
 
 SETTINGS: dict[type, dict[str, Any]] = {
     ModelArguments: {"window": 16, "num_sinks": 2},

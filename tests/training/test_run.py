@@ -19,7 +19,7 @@ import ahn
 from ahn.checkpoint import merge
 from ahn.training import Distiller
 from ahn.training.trainer import DistillTrainer
-from models import base_model, new_model
+from tiny_models import base_model, new_model
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,14 @@ from ahn.training import Distiller, distillation_loss, two_streams
 from ahn.training.distillation import Batch, Counts, count, distillation
 from ahn.training.losses import IGNORE, LossWeights, layer_distance
 from largest import LargestTensor
-from models import assert_close, memory_parameters, new_model, over_matrix, over_trios, random_ids
+from tiny_models import (
+    assert_close,
+    memory_parameters,
+    new_model,
+    over_matrix,
+    over_trios,
+    random_ids,
+)
 
 LENGTH, WINDOW, SINKS = 70, 12, 5
 LIMITS = {"window": WINDOW, "num_sinks": SINKS}

@@ -26,7 +26,7 @@ from ahn.training.distillation import Batch, Counts, count
 from ahn.training.group import leave_group
 from ahn.training.losses import LossWeights
 from ahn.training.trainer import DistillTrainer
-from models import new_model, random_ids
+from tiny_models import new_model, random_ids
 
 LIMITS = {"window": 16, "num_sinks": 4}
 STEPS, ROWS, LENGTH = 3, 4, 80

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahn.attach import Step
 from ahn.bench.machine import synchronize
 from ahn.bench.models import BenchModel, filled_cache
 from ahn.cost import decode_bytes
+from ahn.runtime.decode_step import Step
 
 ROUND = 8  # tokens timed together
 
@@ -32,7 +32,7 @@ def bench_decode(
 
     Args:
         tokens: read before; their cache is filled with random numbers.
-        steps: see `ahn.attach.Step`; full attention grows, so it always runs eagerly.
+        steps: see `ahn.runtime.decode_step.Step`; full attention grows, so it always runs eagerly.
         new_tokens: timed, after some that warm up.
     """
     rows = []

@@ -18,10 +18,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from ahn.attach import attach, detach, disabled, memory_off, use_liger, uses_liger
-from ahn.cache import AHNCache
 from ahn.config import AHNConfig
 from ahn.cost import Shape
+from ahn.hf.liger import use_liger, uses_liger
+from ahn.layer.cache import AHNCache
+from ahn.modeling import attach, detach, disabled, memory_off
 
 METHODS = ("ahn", "window", "full")
 # Of Qwen2.5: layers, hidden, intermediate, heads, key-value heads, vocabulary, tied embedding
@@ -76,7 +77,7 @@ def build(
     Args:
         name: one of `SHAPES` or a config.json, with random weights; a folder or hub name with
             weights gets those.
-        liger: see `ahn.attach.use_liger`.
+        liger: see `ahn.hf.use_liger`.
         kernels: of the memory, see `ahn.ops`.
 
     Raises:

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 
-from ahn.attach.chunk import prefill_chunk
 from ahn.bench.machine import peak_memory, synchronize
 from ahn.bench.models import BenchModel, with_window
 from ahn.bench.profile import kernel_times
-from ahn.cache import AHNCache
 from ahn.cost import prefill_flops
 from ahn.generation import prefill
+from ahn.layer.cache import AHNCache
+from ahn.runtime.prefill_chunk import prefill_chunk
 
 FULL_KERNELS = [  # of full attention, the fastest on a GPU first
     SDPBackend.CUDNN_ATTENTION,

@@ -12,11 +12,11 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from torch import Tensor
 
-from ahn.attach import disabled
 from ahn.bench.machine import median_seconds, peak_memory, synchronize
 from ahn.bench.models import BenchModel
 from ahn.bench.profile import kernel_times
 from ahn.cost import train_flops
+from ahn.modeling import disabled
 from ahn.training import Distiller, memory_parameters
 from ahn.training.losses import LossWeights
 from ahn.training.sharding import round_weights_alone

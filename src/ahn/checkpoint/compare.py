@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahn.attach.saving import is_memory
 from ahn.checkpoint.memory import read_settings
 from ahn.checkpoint.names import BASE_CONFIG, CONFIG_FILE, MARK
 from ahn.checkpoint.weights import Weights
-from ahn.checksum import check_folder, read_json
 from ahn.config import AHNConfig
+from ahn.io.checksum import check_folder, read_json
+from ahn.modeling.saving import is_memory
 
 PIECE = 2**22  # numbers compared at a time
 

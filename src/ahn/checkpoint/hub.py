@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ahn.attach import of_model
 from ahn.checkpoint.card import model_card
 from ahn.checkpoint.memory import base_of, memory_state, save_pretrained
+from ahn.hf.install import of_model
 
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 MEMORY_FILES = ["*.json", "*.safetensors"]

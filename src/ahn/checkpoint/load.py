@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ahn.attach import attach
 from ahn.checkpoint.hub import HUB_OPTIONS, fetched, memory_folder
 from ahn.checkpoint.memory import StoredMemory, load_memory_state, read_memory, read_settings
 from ahn.checkpoint.names import BASE_CONFIG, MARK, embedded_folders
 from ahn.checkpoint.weights import Weights
-from ahn.checksum import read_json
 from ahn.config import AHNConfig
+from ahn.io.checksum import read_json
+from ahn.modeling import attach
 
 CONFIG_OPTIONS = (*HUB_OPTIONS, "revision", "trust_remote_code", "subfolder")
 

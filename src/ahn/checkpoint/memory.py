@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ahn.attach import of_model
-from ahn.attach.saving import PREFIX, is_memory
 from ahn.checkpoint.names import (
     BASE_CONFIG,
     BASE_FACTS,
@@ -26,9 +24,11 @@ from ahn.checkpoint.names import (
     to_legacy,
 )
 from ahn.checkpoint.weights import Weights
-from ahn.checksum import has_checksum, read_json, write_tensors
 from ahn.config import AHNConfig
-from ahn.files import write_json
+from ahn.hf.install import of_model
+from ahn.io.checksum import has_checksum, read_json, write_tensors
+from ahn.io.files import write_json
+from ahn.modeling.saving import PREFIX, is_memory
 
 
 @dataclass(frozen=True)

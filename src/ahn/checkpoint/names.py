@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ahn.checksum import WHOLE
 from ahn.config import AHNConfig
+from ahn.io.checksum import WHOLE
 
 EMBEDDED = "embedded"  # the word for the model that ships with the package
 EMBEDDED_FOLDER = Path(__file__).parents[1] / EMBEDDED

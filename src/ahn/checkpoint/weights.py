@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ahn.attach.saving import is_memory
 from ahn.checkpoint.names import BASE_WEIGHTS, WEIGHTS_FILE
-from ahn.checksum import check_files, indexed, keys_of, opened, uses_index
+from ahn.io.checksum import check_files, indexed, keys_of, opened, uses_index
+from ahn.modeling.saving import is_memory
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

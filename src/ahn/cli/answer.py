@@ -18,12 +18,14 @@ from transformers import (
 )
 
 from ahn import embedded, generation
-from ahn.attach import attach, disabled, memory_off, of_model, use_liger
-from ahn.attach.families import AHNModelMixin
-from ahn.calls import FULL
 from ahn.checkpoint import from_pretrained, has_memory
 from ahn.config import AHNConfig
-from ahn.text import encode_pieces
+from ahn.hf.install import of_model
+from ahn.hf.liger import use_liger
+from ahn.io.text import encode_pieces
+from ahn.layer.context import FULL
+from ahn.modeling import attach, disabled, memory_off
+from ahn.modeling.attached import AHNModelMixin
 
 NO_MEMORY = "none"  # the word for --memory that leaves a model without
 DEFAULT_MEMORY = "GatedDeltaNet"  # of the embedded model
@@ -52,7 +54,7 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Answering:
-    """How the answer is made; see `ahn.generation.stream`."""
+    """How the answer is made; see `ahn.generation.streaming`."""
 
     max_new_tokens: int
     prefill_chunk_size: int | None

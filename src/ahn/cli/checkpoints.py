@@ -17,7 +17,7 @@ from typer import Argument, Option
 from ahn.cli import options
 
 if TYPE_CHECKING:
-    from ahn.checkpoint.merge import Progress
+    from ahn.checkpoint.merging import Progress
 
 Base = Annotated[str, Argument(help="Folder or hub name of a base, or the word embedded.")]
 AMemory = Annotated[

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ahn.embedded import corpus
 from ahn.evaluation import encode_bytes
-from ahn.generation.prefill import split
-from ahn.text import read_pieces
+from ahn.generation.prefilling import split
+from ahn.io.text import read_pieces
 
 HELD_OUT_DOCUMENTS = 3  # at least so many of the standard library's, for variety
 CHARACTERS_PER_TOKEN = 8  # more than any source text has on average

@@ -12,11 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ahn import embedded
-from ahn.attach import attach, disabled, memory_off, of_model
 from ahn.config import AHNConfig
 from ahn.demo.documents import Document, evaluation_documents, training_batches
 from ahn.demo.result import FULL, WINDOW, DemoResult, Reading, Training, summarise
 from ahn.evaluation import CHUNK, held_bytes, new_cache, stream_losses
+from ahn.hf.install import of_model
+from ahn.modeling import attach, disabled, memory_off
 from ahn.training import distill
 
 CELLS = ("GatedDeltaNet", "DeltaNet", "Mamba2")

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ahn.attach import attach, disabled, memory_off
 from ahn.checkpoint import save_pretrained
 from ahn.config import AHNConfig
 from ahn.embedded import BASE
 from ahn.embedded.corpus import Corpus, Document, build_corpus, read_corpus
 from ahn.evaluation.streaming import token_losses
-from ahn.files import written_whole
+from ahn.io.files import written_whole
+from ahn.modeling import attach, disabled, memory_off
 from ahn.training import distill, memory_parameters
 
 

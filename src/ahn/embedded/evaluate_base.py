@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as TokenizerBase
 
 from ahn.embedded.corpus import Document, held_out_documents, read_corpus
-from ahn.files import written_whole
+from ahn.io.files import written_whole
 
 _TOKENS_PER_BATCH = {"cuda": 65_536, "cpu": 8192}
 

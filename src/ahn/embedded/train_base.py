@@ -33,7 +33,7 @@ from ahn.embedded.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from ahn.files import written_whole
+from ahn.io.files import written_whole
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from ahn.attach import of_model
-from ahn.attach.families import AHNModelMixin
-from ahn.cache import AHNCache
-from ahn.calls import FULL
-from ahn.generation.prefill import split
+from ahn.generation.prefilling import split
+from ahn.hf.install import of_model
+from ahn.layer.cache import AHNCache
+from ahn.layer.context import FULL
+from ahn.modeling.attached import AHNModelMixin
 
 CHUNK = 512  # tokens whose logits exist at a time
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ahn.cache import AHNCache
-from ahn.cache_layer import BATCHED, AHNCacheLayer
-from ahn.calls import POOLED
-from ahn.files import written_whole
+from ahn.io.files import written_whole
+from ahn.layer.cache import AHNCache
+from ahn.layer.cache_layer import BATCHED, AHNCacheLayer
+from ahn.layer.context import POOLED
 
 FORMAT = "ahn-session-1"
 COUNTERS = ("seen", "max_padding", "mode")

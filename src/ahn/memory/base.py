@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ahn.ops.kernels import check_kernels
-from ahn.ops.layout import compute_dtype
-from ahn.ops.read_out import (
+from ahn.ops.backends import check_kernels
+from ahn.ops.gated_norm import (
     EPS,
     FusedCell,
     gated_norm,
@@ -21,6 +20,7 @@ from ahn.ops.read_out import (
     why_not_fused_read_out,
     why_not_gated_norm,
 )
+from ahn.ops.layout import compute_dtype
 
 _CELLS: dict[str, type[Memory]] = {}
 ENTRY_POINT_GROUP = "ahn.memories"

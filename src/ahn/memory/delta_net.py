@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from ahn.memory.base import GatedRMSNorm, Memory, masked, register
 from ahn.ops.delta_rule import delta_rule
+from ahn.ops.gated_norm import FusedCell
+from ahn.ops.gemv import Map
 from ahn.ops.layout import compute_dtype
-from ahn.ops.projection import Map
-from ahn.ops.read_out import FusedCell
 
 
 @register

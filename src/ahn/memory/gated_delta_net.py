@@ -12,9 +12,9 @@ from transformers import initialization as init
 
 from ahn.memory.base import masked, register
 from ahn.memory.delta_net import DeltaNet
+from ahn.ops.gated_norm import FusedCell
+from ahn.ops.gemv import Map
 from ahn.ops.layout import compute_dtype
-from ahn.ops.projection import Map
-from ahn.ops.read_out import FusedCell
 
 
 @register

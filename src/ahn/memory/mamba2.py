@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ahn.memory.base import GatedRMSNorm, Memory, masked, register
+from ahn.ops.gated_norm import FusedCell
+from ahn.ops.gemv import Map
 from ahn.ops.layout import compute_dtype
-from ahn.ops.projection import Map
-from ahn.ops.read_out import FusedCell
 from ahn.ops.ssd import ssd
 
 

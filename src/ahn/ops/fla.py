@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ahn.ops.kernels import RECURRENT_LENGTH
+from ahn.ops.backends import RECURRENT_LENGTH
 from ahn.ops.layout import repeat_heads
 
 

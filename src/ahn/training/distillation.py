@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ahn.attach import of_model
+from ahn.hf.install import of_model
 from ahn.training.losses import IGNORE, LossWeights, head_losses, layer_distance
 from ahn.training.two_streams import two_streams
 

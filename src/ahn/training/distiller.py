@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ahn.attach import of_model
-from ahn.attach.saving import is_memory
-from ahn.calls import MEMORY, WINDOW
+from ahn.hf.install import of_model
+from ahn.layer.context import MEMORY, WINDOW
+from ahn.modeling.saving import is_memory
 from ahn.training.distillation import Batch, Counts, Losses, counted, distillation
 from ahn.training.losses import IGNORE, LossWeights, head_losses
 from ahn.training.zero3 import plain_head

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahn.calls import WINDOW
+from ahn.layer.context import WINDOW
 from ahn.training.distillation import Batch, count
 from ahn.training.limits import Limits
 

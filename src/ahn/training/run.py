@@ -10,11 +10,13 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ahn.attach import attach, of_model, use_liger
 from ahn.checkpoint import from_pretrained, has_memory, merge
 from ahn.checkpoint.names import embedded_folders
-from ahn.files import write_json
+from ahn.hf.install import of_model
+from ahn.hf.liger import use_liger
+from ahn.io.files import write_json
 from ahn.memory import cell_by_name
+from ahn.modeling import attach
 from ahn.plots import training_figure
 from ahn.training.arguments import DistillArguments, ModelArguments, RunArguments
 from ahn.training.data import Collator, DataArguments, prepare

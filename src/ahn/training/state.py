@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ahn.attach import of_model
-from ahn.attach.saving import is_memory
 from ahn.checkpoint import read_memory
 from ahn.checkpoint.memory import check_keys, write_memory
+from ahn.hf.install import of_model
+from ahn.modeling.saving import is_memory
 from ahn.training.distiller import memory_parameters
 from ahn.training.zero3 import whole
 

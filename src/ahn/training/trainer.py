@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from ahn.attach import of_model
+from ahn.hf.install import of_model
 from ahn.training import state
 from ahn.training.data.collate import longest_document
 from ahn.training.distillation import Batch, Counts, count

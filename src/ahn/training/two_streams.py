@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ahn.attach import of_model
-from ahn.attach.hooks import PASS
-from ahn.attach.saving import is_memory
-from ahn.attach.support import decoder_layers
-from ahn.calls import FULL, MEMORY, Prefix
 from ahn.cost import Shape
+from ahn.hf.hooks import PASS
+from ahn.hf.install import of_model
+from ahn.hf.support import decoder_layers
+from ahn.layer.context import FULL, MEMORY, Prefix
+from ahn.modeling.saving import is_memory
 from ahn.ops.window_attention import KeptOutputs
 
 SHARE_OF_FREE = 1 / 3  # of a GPU's memory; the layers' inputs, that are always kept, are as large

@@ -20,7 +20,7 @@ def report(
     from rich.table import Table
 
     from ahn.bench import environment
-    from ahn.files import write_json
+    from ahn.io.files import write_json
 
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(*columns, title=f"ahn bench {what}")

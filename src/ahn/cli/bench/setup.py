@@ -39,7 +39,7 @@ class Setup:
 
     def facts(self, built: BenchModel) -> dict[str, Any]:
         """What a result says of the model."""
-        from ahn.attach import uses_liger
+        from ahn.hf.liger import uses_liger
 
         return {
             "model": self.model,

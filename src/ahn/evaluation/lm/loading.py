@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ahn.attach import attach
-from ahn.attach.families import AHNModelMixin
 from ahn.checkpoint import from_pretrained
 from ahn.config import AHNConfig
 from ahn.evaluation.lm.methods import method_named
+from ahn.modeling import attach
+from ahn.modeling.attached import AHNModelMixin
 
 LM_EVAL_DEFAULT = "cuda:0"  # what its command line says for a user who says nothing
 log = logging.getLogger(__name__)

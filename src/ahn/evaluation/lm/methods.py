@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ahn.attach import compressive, disabled, memory_off
-from ahn.attach.families import AHNModelMixin
-from ahn.cache import AHNCache
+from ahn.layer.cache import AHNCache
+from ahn.modeling import compressive, disabled, memory_off
+from ahn.modeling.attached import AHNModelMixin
 
 SHUFFLE_SEED = 0
 

@@ -15,14 +15,14 @@ from lm_eval.models.utils_hf import get_dtype
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ahn.attach import of_model
-from ahn.attach.families import AHNModelMixin
 from ahn.checkpoint.names import EMBEDDED, embedded_folders
 from ahn.evaluation.lm.loading import at_least_one, check_method, float32, load_model, pick_device
 from ahn.evaluation.lm.methods import Method, method_named
 from ahn.evaluation.lm.readings import Reading, like_length_batches, plan_readings
 from ahn.evaluation.lm.scoring import Score, score_batch, score_branches
 from ahn.generation import PREFILL_CHUNK_SIZE
+from ahn.hf.install import of_model
+from ahn.modeling.attached import AHNModelMixin
 
 UNLIMITED = 2**40  # tokens: what is read does not decide what is held
 SKIPPED = "[ahn-skipped]"  # the answer to a prompt longer than max_length

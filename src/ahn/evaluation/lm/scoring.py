@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ahn.attach.reading import read
 from ahn.evaluation.lm.readings import Reading
 from ahn.evaluation.streaming import CHUNK, held_bytes, new_cache
+from ahn.runtime.fill_cache import read
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ahn.files import written_whole
+from ahn.io.files import written_whole
 from ahn.plots import STYLES
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ahn.checksum import read_json
+from ahn.io.checksum import read_json
 
 Value = tuple[float, float]
 """Numerator and denominator: a mean is the sum of the first over the sum of the second."""

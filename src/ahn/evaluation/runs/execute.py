@@ -15,13 +15,13 @@ from lm_eval.api.model import CachingLM
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
-from ahn.attach import of_model
-from ahn.attach.families import AHNModelMixin
 from ahn.evaluation.evidence import evidence_of
 from ahn.evaluation.lm import AHNLM, SKIPPED, SKIPPED_SCORE
 from ahn.evaluation.runs.record import RunFolder
 from ahn.evaluation.runs.suite import LoadedTasks
 from ahn.evaluation.seeds import seed_all
+from ahn.hf.install import of_model
+from ahn.modeling.attached import AHNModelMixin
 
 DESCRIBED = ("doc_id", "doc", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")
 

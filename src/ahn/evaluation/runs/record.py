@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ahn.checksum import read_json
-from ahn.files import write_json, written_whole
+from ahn.io.checksum import read_json
+from ahn.io.files import write_json, written_whole
 
 PACKAGES = ("ahn", "torch", "transformers", "lm-eval", "datasets")
 LONGEST = 2000  # characters of a document's value that are kept in a sample's record

@@ -15,7 +15,9 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from ahn.evaluation.seeds import seed_all
-from ahn.evaluation.tasks import TASKS, longbench, ruler
+from ahn.evaluation.tasks import TASKS
+from ahn.evaluation.tasks.longbench import task as longbench
+from ahn.evaluation.tasks.ruler import task as ruler
 from ahn.evaluation.texts import PG19
 
 GROUPS = {

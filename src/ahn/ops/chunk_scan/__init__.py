@@ -5,7 +5,10 @@ What of a chunk needs no state is made for all chunks at once: its factors and t
 parallel (`forward`). Gradients are carried back the same way (`backward`).
 """
 
-from ahn.ops.chunk_scan.scan import scan
+from ahn.ops.chunk_scan.api import scan
 from ahn.ops.chunk_scan.text import Rule
 
-__all__ = ["Rule", "scan"]
+__all__ = [
+    "Rule",
+    "scan",
+]

@@ -56,7 +56,7 @@ def gradients(
 
 
 def _retrace(text: Text, segments: Segments) -> tuple[Tensor, Tensor]:
-    from ahn.ops.chunk_scan.kernels.backward import retrace
+    from ahn.ops.chunk_scan.triton.backward import retrace
 
     states, writes = _of_chunks(text)
     retrace[_grid(text, segments.split[0])](
@@ -70,7 +70,7 @@ def _carry_back(
     text: Text, segments: Segments, d_out: Tensor, d_final: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of chunks' states and errors, and of the state that the text starts from."""
-    from ahn.ops.chunk_scan.kernels.backward import back
+    from ahn.ops.chunk_scan.triton.backward import back
 
     count = segments.split[0]
     d_ends = torch.empty_like(segments.starts)
@@ -89,7 +89,7 @@ def _carry_back(
 
 def _of_queries(text: Text, kept: _Kept, rule: Rule, d_out: Tensor) -> tuple[Tensor, Tensor]:
     """d_query, and the part of the running sums of log decay that lies in what is read."""
-    from ahn.ops.chunk_scan.kernels.gradients import of_queries
+    from ahn.ops.chunk_scan.triton.gradients import of_queries
 
     d_query = torch.empty(text.query.shape, dtype=text.query.dtype, device=text.query.device)
     d_since = torch.empty_like(text.chunks.key_scale)
@@ -104,7 +104,7 @@ def _of_keys(
     text: Text, kept: _Kept, rule: Rule, d_out: Tensor, d_since: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d_key and d_value of every query head, d_strength, d_log_decay."""
-    from ahn.ops.chunk_scan.kernels.gradients import of_keys
+    from ahn.ops.chunk_scan.triton.gradients import of_keys
 
     length = text.query.shape[1]
     batch, heads, dim, width = text.shape

@@ -10,7 +10,7 @@ from ahn.ops.chunk_scan.text import Text
 
 def read_text(text: Text, segments: Segments) -> tuple[Tensor, Tensor]:
     """out `[B, T, H, V]` in the dtype of the values, final_state `[B, H, K, V]` float32."""
-    from ahn.ops.chunk_scan.kernels.forward import read
+    from ahn.ops.chunk_scan.triton.forward import read
 
     batch, heads, dim, width = text.shape
     out = text.value.new_empty(batch, text.query.shape[1], heads, width)

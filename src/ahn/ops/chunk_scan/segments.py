@@ -42,7 +42,7 @@ class Segments:
 
 def start_segments(text: Text, initial_state: Tensor | None) -> Segments:
     """Cut the text so that the device is busy, and carry the state to where segments start."""
-    from ahn.ops.chunk_scan.kernels.forward import carry
+    from ahn.ops.chunk_scan.triton.forward import carry
 
     batch, heads, dim, width = text.shape
     count, length = _split(text)
@@ -63,7 +63,7 @@ def start_segments(text: Text, initial_state: Tensor | None) -> Segments:
 
 def join_segments(text: Text, states: Tensor, moves: Tensor, back: bool) -> None:
     """Turn what segments add to a state into that state; see `kernels.forward.join`."""
-    from ahn.ops.chunk_scan.kernels.forward import join
+    from ahn.ops.chunk_scan.triton.forward import join
 
     batch, heads, count, _, width = states.shape
     if count > 2:

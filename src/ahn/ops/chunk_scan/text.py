@@ -116,7 +116,7 @@ def in_chunks(
     """Make the parts of each chunk that need no state; strength and log_decay `[B, T, H]`."""
     import triton.language as tl
 
-    from ahn.ops.chunk_scan.kernels.chunk import prepare
+    from ahn.ops.chunk_scan.triton.chunk import prepare
 
     batch, length, heads, dim = query.shape
     count = -(-length // CHUNK)

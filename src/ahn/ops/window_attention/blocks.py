@@ -50,7 +50,7 @@ class Piece(NamedTuple):
         """
         if not self.is_far:
             return x.contiguous()
-        from ahn.ops.window_attention.turn import turn
+        from ahn.ops.window_attention.reverse import turn
 
         found = torch.empty_like(x, memory_format=torch.contiguous_format)
         turn(found, x)
@@ -73,7 +73,7 @@ class Piece(NamedTuple):
         whole = torch.zeros_like(like) if whole is None else whole
         rows = rows_of(whole)
         if self.is_far:
-            from ahn.ops.window_attention.turn import turn
+            from ahn.ops.window_attention.reverse import turn
 
             turn(rows, part.contiguous(), add=True)
         elif self.is_first:

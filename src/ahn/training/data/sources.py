@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ahn.checksum import read_json
+from ahn.io.checksum import read_json
 
 REGISTRY = "dataset_info.json"
 CARD = "README.md"  # of a data set on the hub

@@ -1,0 +1,166 @@
+"""Base and memory as one folder; files are copied in blocks, never held."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from ahn.checkpoint.hub import BASE_FILES, fetched, memory_folder
+from ahn.checkpoint.memory import StoredMemory, check_keys, files_of, read_memory, read_settings
+from ahn.checkpoint.names import (
+    BASE_CONFIG,
+    RELEASED_CONFIG,
+    embedded_folders,
+)
+from ahn.checkpoint.weights import PICKLES, Weights
+from ahn.io.checksum import BLOCK, CHECKSUM, INDEX, cached_sum, expect_sum, tensor_bytes
+from ahn.io.files import folder_written_whole, write_json
+from ahn.modeling import attach
+from ahn.modeling.saving import is_memory, write_remote_code
+
+Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+NOT_COPIED = (*PICKLES, ".safetensors", ".h5", ".msgpack", ".gguf", ".onnx")
+SPARE = 2**20  # bytes for configs and the like
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """What goes into a merged folder."""
+
+    base: Weights
+    memory: Weights
+    stored: StoredMemory
+    config: Any  # of the attached model
+
+    @property
+    def shards(self) -> list[tuple[Path, str, list[str]]]:
+        """File, name in the merged folder and tensors of every shard; the memory's are last."""
+        parts = [(part, name) for part in (self.base, self.memory) for name in part.names]
+        return [
+            (part.folder / name, f"model-{i:05}-of-{len(parts):05}.safetensors", part.keys_of(name))
+            for i, (part, name) in enumerate(parts, 1)
+        ]
+
+
+def merge(
+    base: str | os.PathLike[str],
+    memory: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    window: int | None = None,
+    num_sinks: int | None = None,
+    progress: Progress | None = None,
+    revision: str | None = None,
+    memory_revision: str | None = None,
+    token: str | None = None,
+) -> None:
+    """Write one folder with base and memory, that `AutoModelForCausalLM` loads.
+
+    It does so after `import ahn`, and without it through `trust_remote_code=True`. Tokenizer,
+    generation config and chat template come along.
+
+    Args:
+        base: folder or hub name of the base, in safetensors; or `embedded`.
+        memory: folder or hub name of the memory; of the embedded base also the cell of a shipped
+            one.
+        out: a new or empty folder; it appears when it is complete.
+        window, num_sinks: win over the memory's own.
+        progress: told of every block copied.
+        revision, memory_revision: branch, tag or commit of either on the hub.
+        token: of the hub, where either is private.
+
+    Raises:
+        ValueError: the two do not go together, or a file of theirs is not what it should be.
+        OSError: the disk is full or cannot be written.
+    """
+    base, memory = embedded_folders(base, memory)
+    options = {} if token is None else {"token": token}
+    with folder_written_whole(out) as target:  # a place that will not do is said before a download
+        base_folder = fetched(base, revision, options, BASE_FILES, "base")
+        folder = memory_folder(memory, memory_revision, options)
+        parts = _checked(base_folder, folder, window, num_sinks)
+        _copy_shards(parts, target, progress)
+        _copy_others(base_folder, target)
+        _write_configs(parts, folder, target)
+
+
+def _checked(base: Path, memory: Path, window: int | None, num_sinks: int | None) -> _Merge:
+    """Read both sides and make sure, without the base's weights, that they are one model."""
+    config = AutoConfig.from_pretrained(base)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{base}: expected a base that is not quantised, got quantization_config")
+    stored = read_memory(memory, window=window, num_sinks=num_sinks)
+    stored.check_base(config)
+    config._name_or_path = str(base)
+    weights = Weights.of(base)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    _check_base_keys(model, weights)
+    attach(model, stored.settings)
+    own = {key: tensor for key, tensor in model.state_dict().items() if is_memory(key)}
+    check_keys(own, stored.state)
+    return _Merge(weights, Weights.of(memory), stored, model.config)
+
+
+def _check_base_keys(model: PreTrainedModel, weights: Weights) -> None:
+    own = model.state_dict()
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    unknown, missing = sorted(weights.files.keys() - own), sorted(own.keys() - weights.files - tied)
+    if missing or unknown:
+        raise ValueError(
+            f"{weights.folder}: expected the keys of {type(model).__name__}, missing "
+            f"{missing[:3]}, unknown {unknown[:3]}"
+        )
+
+
+def _copy_shards(parts: _Merge, target: Path, progress: Progress | None) -> None:
+    shards = parts.shards
+    total = sum(file.stat().st_size for file, _, _ in shards)
+    if shutil.disk_usage(target).free < total + SPARE:
+        raise OSError(f"{target.parent}: expected {total} bytes of free space, got less")
+    done, sums = 0, {}
+    for file, name, _ in shards:
+        digest = hashlib.sha256()
+        with file.open("rb") as source, (target / name).open("wb") as copy:
+            while block := source.read(BLOCK):
+                copy.write(block)
+                digest.update(block)
+                done += len(block)
+                if progress is not None:
+                    progress(name, done, total)
+        sums[name] = digest.hexdigest()
+        expect_sum(file, cached_sum(file) or sums[name], sums[name])
+    size = sum(tensor_bytes(file) for file, _, _ in shards)
+    files = {key: name for _, name, keys in shards for key in keys}
+    metadata = {"total_size": size, CHECKSUM: sums}
+    write_json(target / INDEX, {"metadata": metadata, "weight_map": files})
+
+
+def _copy_others(base: Path, target: Path) -> None:
+    """Tokenizer, generation config, chat templates, licence: neither weights nor configs."""
+    for path in sorted(base.iterdir()):
+        skipped = path.name in (BASE_CONFIG, INDEX, "README.md") or path.suffix in NOT_COPIED
+        if path.is_file() and not skipped and not path.name.startswith("."):
+            shutil.copyfile(path, target / path.name)
+        elif path.is_dir() and path.name == "additional_chat_templates":
+            shutil.copytree(path, target / path.name)
+
+
+def _write_configs(parts: _Merge, memory: Path, target: Path) -> None:
+    config, settings = parts.config, parts.stored.settings
+    config.architectures = [f"AHN{name}" for name in config.architectures or ()] or None
+    values = config.to_dict()
+    write_json(target / BASE_CONFIG, values)
+    write_remote_code(target, values["model_type"])
+    own = files_of(parts.stored.layout)[0]
+    name = RELEASED_CONFIG if own == BASE_CONFIG else own
+    if read_settings(memory)[0] == settings:
+        shutil.copyfile(memory / own, target / name)

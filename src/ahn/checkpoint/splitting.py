@@ -1,0 +1,80 @@
+"""The memory of a merged folder, as a folder of its own again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from ahn.checkpoint.memory import files_of, read_settings, write_memory
+from ahn.checkpoint.names import (
+    BASE_CONFIG,
+    CONFIG_FILE,
+    FORMATS,
+    MARK,
+    RELEASED_CONFIG,
+    from_legacy,
+)
+from ahn.checkpoint.weights import Weights
+from ahn.config import AHNConfig
+from ahn.io.checksum import read_json
+from ahn.io.files import folder_written_whole
+from ahn.modeling import register_family
+from ahn.modeling.saving import PREFIX, is_memory
+
+
+def split(
+    merged: str | os.PathLike[str], out: str | os.PathLike[str], *, format: str | None = None
+) -> None:
+    """Write the memory of a merged folder as a folder of its own: what `merge` was given.
+
+    Args:
+        merged: a folder of `merge`, of an attached model's `save_pretrained`, or merged by the
+            original code.
+        out: a new or empty folder; it appears when it is complete.
+        format: `ahn` or `released`; None takes the layout that was merged, else ours.
+
+    Raises ValueError where the folder holds no memory, or is damaged.
+    """
+    if format not in (None, *FORMATS):
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    source = Path(merged)
+    settings, config = _merged_settings(source)
+    weights = Weights.of(source)
+    state = weights.memory()
+    kept = _kept_config(source, settings)
+    layout = format or (kept[0] if kept else "ahn")
+    names = {weights.files[key] for key in state}
+    whole = len(names) == 1 and all(map(is_memory, weights.keys_of(next(iter(names)))))
+    with folder_written_whole(out) as target:
+        if kept and whole and kept[0] == layout:
+            config_name, weights_name = files_of(layout)
+            shutil.copyfile(kept[1], target / config_name)
+            shutil.copyfile(source / next(iter(names)), target / weights_name)
+        else:
+            write_memory(target, state, config, settings, layout)
+
+
+def _merged_settings(folder: Path) -> tuple[AHNConfig, Any]:
+    """Settings and config of a merged folder, ours or the original code's."""
+    values = read_json(folder / BASE_CONFIG)
+    if isinstance(values.get("ahn_config"), dict):
+        family = str(values.get("model_type", "")).removeprefix(PREFIX)
+        register_family(family)
+        return AHNConfig.from_dict(values["ahn_config"]), AutoConfig.from_pretrained(folder)
+    if MARK in values:
+        return read_settings(folder)[0], AutoConfig.from_pretrained(folder)
+    raise ValueError(f"{folder}: expected a base merged with a memory, got one without")
+
+
+def _kept_config(folder: Path, settings: AHNConfig) -> tuple[str, Path] | None:
+    """Layout and config of the memory that was merged, where the settings are still the same."""
+    own, released = folder / CONFIG_FILE, folder / RELEASED_CONFIG
+    if own.is_file() and AHNConfig.from_dict(read_json(own).get("ahn_config", {})) == settings:
+        return "ahn", own
+    if released.is_file() and from_legacy(read_json(released)) == settings:
+        return "released", released
+    return None

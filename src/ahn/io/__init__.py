@@ -1,0 +1,1 @@
+"""Files written whole, text in pieces, safetensors folders with checksums."""

@@ -1,0 +1,186 @@
+"""Sound safetensors folders: files that know their own checksum, an index that stays inside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ahn.io.files import written_whole
+
+# Metadata key. In a file: of its bytes, with zeros in place of the checksum. In the metadata of an
+# index, which transformers' loader passes over and its saver writes anew: of each file as it is.
+CHECKSUM = "sha256"
+ZEROS = "0" * 64
+INDEX = "model.safetensors.index.json"  # of a folder of several files
+WHOLE = "model.safetensors"  # wins over the index
+BLOCK = 2**24  # bytes read at a time
+MOST_THREADS = 8  # each holds a block
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors with a checksum of the file; the same tensors give the same file."""
+    data = save(dict(state), metadata={"format": "pt", CHECKSUM: ZEROS})
+    size, end = data[:8], 8 + int.from_bytes(data[:8], "little")
+    header, body = _in_order(data[8:end]), memoryview(data)[end:]
+    digest = hashlib.sha256(size + header)
+    digest.update(body)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        file.write(size + header.replace(ZEROS.encode(), digest.hexdigest().encode(), 1))
+        file.write(body)
+
+
+def _in_order(header: bytes) -> bytes:
+    """The same header with its metadata sorted: safetensors leaves their order to chance."""
+    values = json.loads(header)
+    values["__metadata__"] = dict(sorted(values["__metadata__"].items()))
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+    return text.encode().ljust(len(header))
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError naming the first file with a checksum that is not as it was written.
+
+    The index has one of every file that `merge` copied, a file in the hub's cache has it for its
+    name, our own files in their metadata. Files are hashed side by side: hashlib lets other
+    threads run.
+    """
+    sums = recorded_sums(folder)
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(lambda name: _check_file(folder / name, sums.get(name)), sorted(names)):
+            pass
+
+
+def recorded_sums(folder: Path) -> dict[str, Any]:
+    """The index's checksum of each file it names; none where another file wins over the index."""
+    if not uses_index(folder):
+        return {}
+    values = read_json(folder / INDEX)
+    metadata = values.get("metadata")
+    sums = metadata.get(CHECKSUM) if isinstance(metadata, dict) else None
+    if not isinstance(sums, dict):
+        return {}
+    listed = set(_weight_map(folder / INDEX).values())
+    return {name: checksum for name, checksum in sums.items() if name in listed}
+
+
+def uses_index(folder: Path) -> bool:
+    """Whether a folder's tensors are those of its index, as transformers reads it."""
+    return (folder / INDEX).is_file() and not (folder / WHOLE).is_file()
+
+
+def cached_sum(path: Path) -> str | None:
+    """The checksum that a large file in the hub's cache has for its name."""
+    stored = path.resolve()
+    cached = stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name)
+    return stored.name if cached else None
+
+
+def expect_sum(path: Path, expected: str, found: str) -> None:
+    """Raise ValueError naming the file where the two differ."""
+    if found != expected:
+        raise ValueError(f"{path}: expected the bytes that were written, got damaged ones")
+
+
+def _check_file(path: Path, recorded: str | None) -> None:
+    whole = recorded or cached_sum(path)
+    if whole is not None:
+        expect_sum(path, whole, _digest(path, None))
+        return
+    with opened(path) as tensors:
+        own = (tensors.metadata() or {}).get(CHECKSUM)
+    if own is not None:
+        expect_sum(path, own, _digest(path, own))
+
+
+def _digest(path: Path, checksum: str | None) -> str:
+    """Of a file, with zeros in place of the checksum in its header where one is given."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if checksum is not None:
+            size = file.read(8)
+            header = file.read(int.from_bytes(size, "little"))
+            digest.update(size + header.replace(checksum.encode(), ZEROS.encode(), 1))
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError where a folder's safetensors files or their index are not sound."""
+    check_files(folder, [path.name for path in folder.glob("*.safetensors")])
+    if uses_index(folder):
+        indexed(folder)
+
+
+def indexed(folder: Path) -> dict[str, str]:
+    """The index's file of every tensor; raises ValueError where the files hold others."""
+    files = _weight_map(folder / INDEX)
+    for name in sorted(set(files.values())):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: expected {name}, got a folder without it")
+        listed = {key for key, file in files.items() if file == name}
+        if wrong := sorted(listed ^ set(keys_of(folder / name))):
+            raise ValueError(f"{folder / INDEX}: expected the tensors of {name}, wrong {wrong[:3]}")
+    return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f"{index}: expected a weight_map, got {type(files).__name__}")
+    for name in files.values():
+        plain = isinstance(name, str) and Path(name).name == name
+        if not plain or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: expected safetensors files of the folder, got {name!r}")
+    return files
+
+
+def keys_of(path: Path) -> list[str]:
+    """The tensors of a safetensors file."""
+    with opened(path) as file:
+        return list(file.keys())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ValueError naming the file."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: expected {path.name}, got a folder without it")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether a file says what it should hash to."""
+    with opened(path) as file:
+        return CHECKSUM in (file.metadata() or {})
+
+
+def tensor_bytes(path: Path) -> int:
+    """Size of a safetensors file without its header."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
+def opened(path: Path) -> Any:
+    """A safetensors file, open; raises ValueError where it is none, or damaged."""
+    with path.open("rb"):  # whose errors name the file and the reason, as safetensors' do not
+        pass
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a safetensors file, got {error}") from error

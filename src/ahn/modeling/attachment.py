@@ -1,0 +1,130 @@
+"""Give a model a memory, take it away, switch it off: all that touches a model's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ahn.config import AHNConfig
+from ahn.hf.install import install, of_model, uninstall
+from ahn.hf.liger import drop_liger
+from ahn.hf.support import check_supported
+from ahn.layer.context import FULL, POOLED, WINDOW
+from ahn.modeling.attached import (
+    AHNModelMixin,
+    attached_classes,
+    attached_config,
+    take_over_attention,
+)
+
+BASE = "ahn_base"  # attribute of a model attached in place: its class and config before
+
+
+def attach(model: PreTrainedModel, config: AHNConfig, *, kernels: str = "auto") -> PreTrainedModel:
+    """Give a causal language model a memory, in place.
+
+    The model becomes an instance of its family's attached class (`AHNQwen2ForCausalLM`, ...),
+    with fresh cells that are silent until trained. Its own weights and config stay untouched.
+
+    Args:
+        model: a transformers decoder for causal language modelling.
+        config: window, sinks and cell.
+        kernels: `auto`, `torch`, `fla` or `triton`; a choice of the run, not saved with the model.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedModel: the model cannot work with a memory; the message says why.
+        ValueError: it has a memory already, or a setting is wrong.
+    """
+    if isinstance(model, AHNModelMixin):
+        raise ValueError(f"attach: expected a model without a memory, got {type(model).__name__}")
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"attach: expected a transformers model, got {type(model).__name__}")
+    check_supported(model, config)
+    base, old = type(model), model.config
+    new = attached_config(old, config, base)
+    install(model, config, kernels)
+    _replace_config(model, old, new)
+    take_over_attention(new)
+    model.__class__ = attached_classes(base)[1]
+    setattr(model, BASE, (base, old))
+    return model
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the memory away again, in place; the model is what it was before `attach`.
+
+    Liger's kernels (`use_liger`) are taken away with it.
+
+    Raises ValueError where nothing is attached.
+    """
+    of_model(model)
+    drop_liger(model)
+    uninstall(model)
+    attached = model.config
+    base, old = model.__dict__.pop(BASE, None) or _base_of(model)
+    _replace_config(model, attached, old)
+    model.__class__ = base
+    return model
+
+
+@contextmanager
+def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Within the context the model is its base, with full attention and a growing cache."""
+    with _mode(model, FULL):
+        yield model
+
+
+@contextmanager
+def memory_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Within the context the model has sinks and window alone, nothing is written or read."""
+    with _mode(model, WINDOW):
+        yield model
+
+
+@contextmanager
+def compressive(model: PreTrainedModel, pooling: str) -> Iterator[PreTrainedModel]:
+    """Within the context the model is a Compressive Transformer (arXiv 1911.05507).
+
+    The baseline of arXiv 2510.07318: what leaves the window is pooled 4 to 1, `pooling` `max` or
+    `avg`, into a first in, first out pool of the bytes of the memory's state; see
+    `ahn.ops.pooled_attention`. Raises ValueError for another pooling.
+    """
+    mode = next((mode for mode, known in POOLED.items() if known == pooling), None)
+    if mode is None:
+        raise ValueError(f"pooling: expected one of {', '.join(POOLED.values())}, got {pooling!r}")
+    with _mode(model, mode):
+        yield model
+
+
+@contextmanager
+def _mode(model: PreTrainedModel, mode: str) -> Iterator[None]:
+    hook = of_model(model)
+    before, hook.mode = hook.mode, mode
+    try:
+        yield
+    finally:
+        hook.mode = before
+
+
+def _replace_config(model: PreTrainedModel, old: Any, new: Any) -> None:
+    """Every module that holds `old` holds `new`; other models may share `old`, so it stays."""
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = new
+
+
+def _base_of(model: PreTrainedModel) -> tuple[type[PreTrainedModel], Any]:
+    """Class and config below a model that was loaded with its memory."""
+    base: Any = type(model).__bases__[1]  # as `attached_classes` made it
+    values = model.config.to_dict()
+    for name in ("ahn_config", "model_type", "architectures", "auto_map"):
+        values.pop(name, None)
+    config = base.config_class(**values)
+    config._attn_implementation = model.config.ahn_backend
+    return base, config

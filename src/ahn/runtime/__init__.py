@@ -1,0 +1,1 @@
+"""How a forward is run: prompts in chunks, decoding steps."""

@@ -1,0 +1,81 @@
+"""Law: dense and causal blocks joined by log-sum-exp equal the reference, at any offsets.
+
+The blocks' own attention runs on a GPU alone; here plain PyTorch stands in for it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ahn
+from ahn.layer import attention
+from ahn.ops.window_attention import api
+from ahn.ops.window_attention import cudnn_forward as dense
+from ahn.ops.window_attention.reference import blocked_window_attention
+from tiny_models import assert_close, one_shot, random_ids, read, shared_model
+
+
+@pytest.fixture(autouse=True)
+def _plain_blocks(monkeypatch):
+    for place in (api, attention):
+        monkeypatch.setattr(place, "why_not_dense", lambda query, value, dropout: None)
+    monkeypatch.setattr(dense, "attend", attend)
+    monkeypatch.setattr(dense, "join", join)
+
+
+def attend(query, key, value, is_causal, scale):
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) * scale
+    if is_causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+    return dense.Part(scores.softmax(-1) @ value, scores.logsumexp(-1))
+
+
+def join(out, near, shared, far):
+    outs, sums = [near.out], [near.lse]
+    if shared is not None:
+        outs.append(shared.out)
+        sums.append(shared.lse)
+    if far is not None:
+        missing = near.lse.shape[2] - far.lse.shape[2]
+        outs.append(F.pad(far.out.flip(2), (0, 0, 0, missing)))
+        sums.append(F.pad(far.lse.flip(2), (0, missing), value=-torch.inf))
+    shares = torch.stack(sums).softmax(0)[..., None]
+    out.copy_((torch.stack(outs) * shares).sum(0))
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 5])
+@pytest.mark.parametrize("window", [1, 2, 7, 40])
+@pytest.mark.parametrize(("seen", "new"), [(0, 50), (0, 3), (3, 1), (4, 30), (60, 7), (60, 45)])
+def test_blocks_equal_the_reference(sinks, window, seen, new):
+    past = min(seen, window)
+    start, length = seen - past, past + new
+
+    def draw(heads, tokens):
+        return torch.randn(2, heads, tokens, 12, dtype=torch.float64)
+
+    query, key, value = draw(4, new), draw(2, length), draw(2, length)
+    sink_key, sink_value = draw(2, sinks), draw(2, sinks)
+    both = slice(start, max(start, min(sinks, start + length)))  # sinks that are keys as well
+    for sink, tokens in ((sink_key, key), (sink_value, value)):
+        sink[:, :, both] = tokens[:, :, : both.stop - both.start]
+    arguments = (query, key, value, sink_key, sink_value)
+    expected = blocked_window_attention(*arguments, window, start, None, 0.0)
+    assert_close(api.window_attention(*arguments, window=window, start=start), expected, 1e-12)
+    pieces = ((x[:, :, : past // 3], x[:, :, past // 3 :]) for x in (key, value))
+    got = api.window_attention(query, *pieces, sink_key, sink_value, window=window, start=start)
+    assert_close(got, expected, 1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[50, 30, 7, 64, 1, 33], [20, 100, 65], [185]])
+@torch.no_grad()
+def test_a_model_that_reads_by_blocks_reads_the_same(monkeypatch, sizes):
+    """Chunks that end anywhere in the ring, whose pieces the blocks take as they lie."""
+    model = shared_model("Qwen3", dtype=torch.float64)
+    ids = random_ids(sum(sizes), batch=2)
+    got = read(model, ids, sizes, ahn.AHNCache(model.config))
+    monkeypatch.setattr(api, "why_not_dense", lambda query, value, dropout: "the reference")
+    assert_close(got, one_shot(model, ids), 1e-12)

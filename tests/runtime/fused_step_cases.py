@@ -1,0 +1,118 @@
+"""The fused step in Triton's interpreter, float32: run by `test_interpreted_step`.
+
+It is a process of its own because Triton decides once, when it is imported, who runs its kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ahn
+from ahn.generation import prefill
+from ahn.layer.context import MEMORY, WINDOW
+from ahn.ops import overlap
+from ahn.ops.decoding import api as decoding
+from ahn.ops.gemv import Map, Norm, add_mapped, gated, map_normed
+from ahn.ops.gemv import api as projection
+from ahn.runtime.fused_decoder import FusedDecoder
+from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids
+from watched_memory import mend_indexing, unwritten_is_nan, watch
+
+BUFFERS = ("keys", "values", "gates", "recurrent_state")
+NEW = 5  # tokens
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(monkeypatch):
+    monkeypatch.setattr(overlap, "launch_options", lambda *_: {"OVERLAP": False})
+    monkeypatch.setattr(decoding, "_multiprocessors", lambda device: 2)
+    for name in ("ahn.ops.decoding.api", "ahn.layer.decode"):
+        monkeypatch.setattr(sys.modules[name], "why_not_fused", lambda query, value: None)
+    mend_indexing(monkeypatch)
+    watch(monkeypatch)
+    with unwritten_is_nan():
+        yield
+
+
+def fused_steps(model, cache, mode, token, position):
+    """Logits of `NEW` tokens, each chosen from those before; and the tokens."""
+    decoder = FusedDecoder(model, cache, mode)
+    logits, tokens = [], []
+    for _ in range(NEW):
+        tokens.append(token)
+        logits.append(decoder(token, position))
+        cache.advance()
+        token = logits[-1].argmax(-1)
+    return torch.stack(logits, 1), torch.stack(tokens, 1)
+
+
+@torch.no_grad()
+def assert_equals_the_general_path(model, ids, mask=None, mode=MEMORY):
+    for layer in model.model.layers:
+        layer.ahn.fn.kernels = "torch"
+    with ahn.memory_off(model) if mode == WINDOW else contextlib.nullcontext():
+        _, cache = prefill(model, ids, attention_mask=mask)
+        other = cache.fork()
+        position = torch.full_like(ids[:, 0], cache.get_seq_length())
+        if (padding := cache.memory_layers[0].padding) is not None:
+            position -= padding
+        got, tokens = fused_steps(model, other, mode, ids[:, -1], position)
+        expected = torch.stack([prefill(model, token[:, None], cache)[0] for token in tokens.T], 1)
+    assert_close(got, expected, 1e-5)
+    for layer, twin in zip(cache.memory_layers, other.memory_layers):
+        for name in BUFFERS if mode == MEMORY else BUFFERS[:2]:
+            assert_close(getattr(twin, name), getattr(layer, name), 1e-5, name)
+
+
+@pytest.mark.parametrize(("family", "cell"), TRIOS)
+@pytest.mark.parametrize(("prompt", "batch"), [(18, 1), (40, 3)])
+def test_a_fused_step_equals_the_general_path(family, cell, prompt, batch):
+    """From below the budget to beyond it, and beyond; one row and several."""
+    assert_equals_the_general_path(new_model(family, cell), random_ids(prompt, batch=batch))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_large_residual_stream_in_float16(rows):
+    x = (3e4 * torch.randn(rows, 64).clamp(-2, 2)).half()
+    norm, weight = Norm(torch.full((64,), 8.0).half(), 1e-6), (0.1 * torch.randn(24, 64)).half()
+    expected = F.rms_norm(x.double(), (64,), norm.weight.double(), norm.eps) @ weight.double().T
+    got = map_normed(x, norm, [Map(weight[:16]), Map(weight[16:])])
+    assert_close(got.double(), expected, 2e-3)
+
+
+def test_many_rows_are_mapped_by_one_product():
+    x, norm = torch.randn(projection.BATCH + 1, 24), Norm(torch.randn(24), 1e-6)
+    maps = [Map(torch.randn(8, 24), torch.randn(8)), Map(torch.randn(5, 24))]
+    normed = F.rms_norm(x, (24,), norm.weight, norm.eps)
+    expected = torch.cat([F.linear(normed, one.weight, one.bias) for one in maps], 1)
+    assert_close(map_normed(x, norm, maps), expected, 1e-5)
+    assert_close(map_normed(x, norm, maps[1:]), expected[:, 8:], 1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 18])
+def test_long_rows_of_a_weight(batch, monkeypatch):
+    """In a loop that asks ahead; the last block is not full."""
+    monkeypatch.setattr(projection, "SHORT", 32)
+    forms = {"output": (2, 16, 2, 4), "gated": (2, 16, 1, 4)}
+    monkeypatch.setitem(projection.FORMS, "long", forms)
+    x, residual, other = torch.randn(batch, 72), torch.randn(batch, 90), torch.randn(90, 72)
+    weight, norm = Map(torch.randn(90, 72), torch.randn(90)), Norm(torch.randn(72), 1e-6)
+    mapped = F.linear(x, weight.weight, weight.bias)
+    assert_close(add_mapped(x, weight, residual), residual + mapped, 1e-5)
+    normed = F.rms_norm(x, (72,), norm.weight, norm.eps)
+    expected = F.silu(normed @ weight.weight.T) * (normed @ other.T)
+    assert_close(gated(x, norm, Map(weight.weight), Map(other)), expected, 1e-5)
+
+
+def test_padded_rows():
+    _, ids, mask = left_padded((25, 9, 3))
+    assert_equals_the_general_path(new_model("Mistral"), ids, mask)
+
+
+def test_the_window_alone():
+    assert_equals_the_general_path(new_model("Qwen3"), random_ids(40), mode=WINDOW)
