@@ -106,7 +106,7 @@ def test_bytes_of_a_sequence_are_known_in_advance(cell):
     gates = model.model.layers[0].ahn.fn.num_gates
     expected = cache_bytes(Shape.of(model.config), 10**6, settings, gates, number=4)
     cache = ahn.AHNCache(model.config)
-    ahn.generation.prefilling(model, random_ids(60, batch=3), cache)
+    ahn.generation.prefill(model, random_ids(60, batch=3), cache)
     assert cache.nbytes == 3 * expected
 
 
@@ -114,7 +114,7 @@ def test_bytes_of_a_sequence_are_known_in_advance(cell):
 def test_a_filled_cache_is_as_large_as_a_read_one():
     bench = build("tiny", AHNConfig(window=64, num_sinks=4), torch.device("cpu"), torch.float32)
     read = ahn.AHNCache(bench.model.config)
-    ahn.generation.prefilling(bench.model, torch.randint(512, (2, 100)), read)
+    ahn.generation.prefill(bench.model, torch.randint(512, (2, 100)), read)
     with filled_cache(bench, "ahn", 2, 100) as cache:
         assert (cache.nbytes, cache.get_seq_length()) == (read.nbytes, 100)
 

@@ -24,7 +24,7 @@ def test_too_long_samples_are_skipped_and_counted(caplog):
 
 def test_shuffling_changes_the_state_and_keeps_its_contents():
     model = standin.load("GatedDeltaNet")[0]
-    _, cache = ahn.generation.prefilling(model, torch.ones(1, 90, dtype=torch.long) * 7)
+    _, cache = ahn.generation.prefill(model, torch.ones(1, 90, dtype=torch.long) * 7)
     before = [layer.recurrent_state.clone() for layer in cache.memory_layers]
     shuffle_memory(cache)
     for old, layer in zip(before, cache.memory_layers):

@@ -194,7 +194,7 @@ def test_a_long_prompt_is_read_in_chunks(family, cell, monkeypatch):
         assert torch.equal(_generated(model, ids, mask, option), text), option
     model.generate(ids[:1], **GREEDY)
     assert max(lengths) == 13
-    _, cache = ahn.generation.prefilling(model, ids[:1, :30])
+    _, cache = ahn.generation.prefill(model, ids[:1, :30])
     model.generate(ids[:1], past_key_values=cache, **GREEDY)
     note.remove()
     assert max(lengths) == 50

@@ -41,9 +41,9 @@ def test_bytes_are_those_of_the_first_tokens_for_ever(cell):
     model = shared_model("Llama", cell, window=window, num_sinks=2)
     cache = ahn.AHNCache(model.config)
     assert cache.nbytes == 0
-    ahn.generation.prefilling(model, random_ids(10 * window, batch=2), cache, chunk=16)
+    ahn.generation.prefill(model, random_ids(10 * window, batch=2), cache, chunk=16)
     held, kept = cache.nbytes, shapes(cache)
-    ahn.generation.prefilling(model, random_ids(990 * window, batch=2), cache, chunk=330)
+    ahn.generation.prefill(model, random_ids(990 * window, batch=2), cache, chunk=330)
     assert cache.get_seq_length() == 1000 * window
     assert (cache.nbytes, shapes(cache)) == (held, kept)
     assert held == cache.nbytes == _expected_bytes(model, cell, batch=2, slots=window + 2)
@@ -69,7 +69,7 @@ def test_bytes_include_layers_with_full_attention():
     cache = ahn.AHNCache(model.config)
     sizes = []
     for _ in range(3):
-        ahn.generation.prefilling(model, random_ids(40), cache)
+        ahn.generation.prefill(model, random_ids(40), cache)
         sizes.append(cache.nbytes)
     assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 40 * 2 * 2 * 16 * 4
     assert len(cache.memory_layers) == 1
@@ -102,10 +102,10 @@ def test_rows_are_reordered_repeated_and_chosen(family, cell):
         (lambda c: c.batch_select_indices(torch.tensor([1, 2])), [1, 2]),
     ):
         cache = ahn.AHNCache(model.config)
-        ahn.generation.prefilling(model, ids, cache, attention_mask=mask)
+        ahn.generation.prefill(model, ids, cache, attention_mask=mask)
         change(cache)
         token = answer[:1].expand(len(order), -1)
-        logits = [ahn.generation.prefilling(model, t, cache)[0] for t in token.split(1, dim=1)]
+        logits = [ahn.generation.prefill(model, t, cache)[0] for t in token.split(1, dim=1)]
         for row, source in enumerate(order):
             alone = one_shot(model, torch.cat([rows[source], answer[:1]], 1))[0, -20:]
             assert_close(torch.stack(logits, 1)[row], alone, 1e-12, f"{order}, row {row}")
@@ -130,7 +130,7 @@ def test_steps_are_taken_back_while_nothing_is_compressed(cell):
 @torch.no_grad()
 def test_steps_of_a_padded_batch_are_not_taken_back_once_any_row_is_compressed():
     model, (_, ids, mask) = shared_model(), left_padded((BUDGET + 1, 3))
-    _, cache = ahn.generation.prefilling(model, ids, attention_mask=mask)
+    _, cache = ahn.generation.prefill(model, ids, attention_mask=mask)
     with pytest.raises(ValueError, match="cannot be taken back"):
         cache.crop(-1)
 
@@ -138,7 +138,7 @@ def test_steps_of_a_padded_batch_are_not_taken_back_once_any_row_is_compressed()
 @torch.no_grad()
 def test_a_refused_crop_changes_no_layer():
     model = shared_model(full_attention_layers=(0,))
-    _, cache = ahn.generation.prefilling(model, random_ids(BUDGET + 1))
+    _, cache = ahn.generation.prefill(model, random_ids(BUDGET + 1))
     with pytest.raises(ValueError, match="cannot be taken back"):
         cache.crop(-1)
     assert [layer.get_seq_length() for layer in cache.layers] == [BUDGET + 1] * 2

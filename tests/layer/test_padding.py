@@ -90,10 +90,10 @@ def test_prefill_then_decoding(family, cell, lengths):
     rows, ids, mask = left_padded(lengths)
     answer = random_ids(25, batch=len(rows), seed=5)
     for chunk in (7, 64):
-        logits, cache = ahn.generation.prefilling(model, ids, chunk=chunk, attention_mask=mask)
+        logits, cache = ahn.generation.prefill(model, ids, chunk=chunk, attention_mask=mask)
         steps = [logits]
         for token in answer.split(1, dim=1):
-            steps.append(ahn.generation.prefilling(model, token, cache)[0])
+            steps.append(ahn.generation.prefill(model, token, cache)[0])
         together = torch.stack(steps, 1)
         for row, prompt in enumerate(rows):
             alone = one_shot(model, torch.cat([prompt, answer[row : row + 1]], 1))[0]
@@ -110,7 +110,7 @@ def test_generate(family, cell):
     for extra in ({}, {"prefill_chunk_size": 17}):
         together = model.generate(ids, attention_mask=mask, **options, **extra)
         assert torch.equal(together[:, ids.shape[1] :], torch.stack(alone))
-    tokens = list(ahn.generation.streaming(model, ids, attention_mask=mask, max_new_tokens=25))
+    tokens = list(ahn.generation.stream(model, ids, attention_mask=mask, max_new_tokens=25))
     assert torch.equal(torch.stack(tokens, 1), torch.stack(alone))
 
 
@@ -137,7 +137,7 @@ def test_padding_on_the_right_passes_without_a_cache_and_is_refused_with_one():
     with pytest.raises(ValueError, match="attention_mask: expected left padding"):
         model(ids, attention_mask=mask, use_cache=True)
     with pytest.raises(ValueError, match="attention_mask: expected left padding"):
-        ahn.generation.prefilling(model, ids, attention_mask=mask)
+        ahn.generation.prefill(model, ids, attention_mask=mask)
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Answering:
-    """How the answer is made; see `ahn.generation.streaming`."""
+    """How the answer is made; see `ahn.generation.stream`."""
 
     max_new_tokens: int
     prefill_chunk_size: int | None
