@@ -50,7 +50,7 @@ class AHNConfig:
         """Tokens seen exactly: up to this length the model equals its base."""
         return self.window + self.num_sinks
 
-    def with_limits(self, window: int | None = None, num_sinks: int | None = None) -> AHNConfig:
+    def with_budget(self, window: int | None = None, num_sinks: int | None = None) -> AHNConfig:
         """The same settings with another window or number of sinks; None keeps the own one."""
         given = {"window": window, "num_sinks": num_sinks}
         return replace(self, **{k: v for k, v in given.items() if v is not None})  # type: ignore

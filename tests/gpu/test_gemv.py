@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from measures import DEVICE, difference
 
-from ahn.ops.gemv import Map, Norm, add_mapped, gated, map_normed
+from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +19,7 @@ SIZES = {2048: 11008, 3584: 18944}
 
 def draw_map(rows, columns, dtype, bias=False):
     weight = torch.randn(rows, columns, dtype=dtype, device=DEVICE) / columns**0.5
-    return Map(weight, torch.randn(rows, dtype=dtype, device=DEVICE) if bias else None)
+    return Linear(weight, torch.randn(rows, dtype=dtype, device=DEVICE) if bias else None)
 
 
 def linear(x, one):
@@ -45,23 +45,23 @@ def test_maps_err_no_more_than_the_librarys(rows, hidden, dtype):
     pairs = {
         "maps": (
             lambda x, _: torch.cat([linear(normed(x, norm), one) for one in maps], 1),
-            lambda x, _: map_normed(x, norm, maps),
+            lambda x, _: norm_linear(x, norm, maps),
         ),
         "head": (
             lambda x, _: linear(normed(x, norm), head),
-            lambda x, _: map_normed(x, norm, [head]),
+            lambda x, _: norm_linear(x, norm, [head]),
         ),
         "gated": (
             lambda x, _: F.silu(linear(normed(x, norm), gate)) * linear(normed(x, norm), up),
-            lambda x, _: gated(x, norm, gate, up),
+            lambda x, _: norm_swiglu(x, norm, gate, up),
         ),
         "output": (
             lambda x, _: x + linear(x, output),
-            lambda x, _: add_mapped(x, output, x.clone()),
+            lambda x, _: linear_add(x, output, x.clone()),
         ),
         "down": (
             lambda x, inner: x + linear(inner, down),
-            lambda x, inner: add_mapped(inner, down, x.clone()),
+            lambda x, inner: linear_add(inner, down, x.clone()),
         ),
     }
     for name, (plain, ours) in pairs.items():

@@ -16,7 +16,7 @@ from ahn.memory import build_cell
 from ahn.ops.gated_mlp.api import ROWS, gated_mlp, why_not_gated_mlp
 from ahn.ops.gated_norm import gated_norm
 from ahn.ops.logit_losses import logit_losses
-from ahn.ops.window_attention import KeptOutputs, window_attention
+from ahn.ops.window_attention import SavedOutputs, window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller
 from ahn.training.losses import IGNORE, _plain
@@ -115,7 +115,7 @@ def test_attention_that_is_kept_is_that_of_the_first_run(length):
     leaves = [x.transpose(1, 2).requires_grad_() for x in leaves]
     none = [x[:, :, :0].detach() for x in leaves[1:]]
     found = []
-    for kept in (None, KeptOutputs()):
+    for kept in (None, SavedOutputs()):
 
         def run(*tensors, kept=kept):
             if kept is not None:

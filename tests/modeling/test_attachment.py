@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ahn
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.modeling import attached_classes
 from tiny_models import (
     assert_close,
@@ -84,7 +84,7 @@ def test_attaching_twice_or_detaching_nothing_is_refused():
     with pytest.raises(ValueError, match="attach: expected a model without a memory"):
         ahn.attach(model, SETTINGS)
     ahn.detach(model)
-    for change in (ahn.detach, of_model, lambda m: ahn.disabled(m).__enter__()):
+    for change in (ahn.detach, attached_state, lambda m: ahn.disabled(m).__enter__()):
         with pytest.raises(ValueError, match="expected a model with a memory attached"):
             change(model)
     assert isinstance(wake(ahn.attach(model, SETTINGS)), type(new_model()))

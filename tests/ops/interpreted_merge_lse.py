@@ -2,7 +2,7 @@
 
 import torch
 
-from ahn.ops.window_attention.cudnn_forward import Part, join
+from ahn.ops.window_attention.cudnn_forward import Part, merge_lse
 
 torch.manual_seed(0)
 compared = 0
@@ -26,7 +26,7 @@ for rows, shared, far in (
     before = near.lse.clone()
     for with_lse in (False, True):
         own = Part(near.out.clone(), near.lse.clone())
-        join(own.out, own, parts[1] if shared else None, turned, with_lse)
+        merge_lse(own.out, own, parts[1] if shared else None, turned, with_lse)
         torch.testing.assert_close(own.out, whole.softmax(-1) @ torch.cat(list(values), -2))
         expected = whole.logsumexp(-1) if with_lse else before
         torch.testing.assert_close(own.lse, expected)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ahn.ops.window_attention.reverse import turn
+from ahn.ops.window_attention.reverse import reverse
 
 torch.manual_seed(0)
 compared = 0
@@ -14,7 +14,7 @@ for shape in ((3, 7, 4, 24), (1, 1, 2, 8), (2, 5, 16, 1), (2, 3, 5, 600)):
             expected = target.clone()
             part = expected[:, 1:-1]
             part.copy_(part + x.flip(1) if add else x.flip(1))
-            turn(target[:, 1:-1], x, add)
+            reverse(target[:, 1:-1], x, add)
             assert torch.equal(target, expected)
             compared += 1
 print("compared", compared)

@@ -23,17 +23,19 @@ def _plain_blocks(monkeypatch):
     monkeypatch.setattr(api, "why_not_cudnn", lambda query, value, dropout: None)
     monkeypatch.setattr(gradient, "attend", attend)
     monkeypatch.setattr(gradient, "attend_backward", attend_backward)
-    monkeypatch.setattr(gradient, "join", join)
-    monkeypatch.setitem(sys.modules, "ahn.ops.window_attention.reverse", SimpleNamespace(turn=turn))
+    monkeypatch.setattr(gradient, "merge_lse", merge_lse)
+    monkeypatch.setitem(
+        sys.modules, "ahn.ops.window_attention.reverse", SimpleNamespace(reverse=reverse)
+    )
 
 
-def turn(to, x, add=False):
+def reverse(to, x, add=False):
     """As the kernel does it, that asks for a token's numbers one after the other."""
     assert to.shape == x.shape and all(y[0, 0].is_contiguous() for y in (to, x))
     to.copy_(to + x.flip(1) if add else x.flip(1))
 
 
-def join(out, near, shared, far, with_lse):
+def merge_lse(out, near, shared, far, with_lse):
     """Into `near`, as the kernel does it."""
     assert out is near.out and with_lse and (shared is None or far is None)
     part, lse = shared or (x.flip(2) for x in far)

@@ -22,7 +22,7 @@ def _plain_blocks(monkeypatch):
     for place in (api, attention):
         monkeypatch.setattr(place, "why_not_dense", lambda query, value, dropout: None)
     monkeypatch.setattr(dense, "attend", attend)
-    monkeypatch.setattr(dense, "join", join)
+    monkeypatch.setattr(dense, "merge_lse", merge_lse)
 
 
 def attend(query, key, value, is_causal, scale):
@@ -34,7 +34,7 @@ def attend(query, key, value, is_causal, scale):
     return dense.Part(scores.softmax(-1) @ value, scores.logsumexp(-1))
 
 
-def join(out, near, shared, far):
+def merge_lse(out, near, shared, far):
     outs, sums = [near.out], [near.lse]
     if shared is not None:
         outs.append(shared.out)

@@ -17,7 +17,7 @@ from ahn.generation import prefill
 from ahn.layer.context import MEMORY, WINDOW
 from ahn.ops import overlap
 from ahn.ops.decoding import api as decoding
-from ahn.ops.gemv import Map, Norm, add_mapped, gated, map_normed
+from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 from ahn.ops.gemv import api as projection
 from ahn.runtime.fused_decoder import FusedDecoder
 from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids
@@ -81,17 +81,17 @@ def test_a_large_residual_stream_in_float16(rows):
     x = (3e4 * torch.randn(rows, 64).clamp(-2, 2)).half()
     norm, weight = Norm(torch.full((64,), 8.0).half(), 1e-6), (0.1 * torch.randn(24, 64)).half()
     expected = F.rms_norm(x.double(), (64,), norm.weight.double(), norm.eps) @ weight.double().T
-    got = map_normed(x, norm, [Map(weight[:16]), Map(weight[16:])])
+    got = norm_linear(x, norm, [Linear(weight[:16]), Linear(weight[16:])])
     assert_close(got.double(), expected, 2e-3)
 
 
 def test_many_rows_are_mapped_by_one_product():
     x, norm = torch.randn(projection.BATCH + 1, 24), Norm(torch.randn(24), 1e-6)
-    maps = [Map(torch.randn(8, 24), torch.randn(8)), Map(torch.randn(5, 24))]
+    maps = [Linear(torch.randn(8, 24), torch.randn(8)), Linear(torch.randn(5, 24))]
     normed = F.rms_norm(x, (24,), norm.weight, norm.eps)
     expected = torch.cat([F.linear(normed, one.weight, one.bias) for one in maps], 1)
-    assert_close(map_normed(x, norm, maps), expected, 1e-5)
-    assert_close(map_normed(x, norm, maps[1:]), expected[:, 8:], 1e-5)
+    assert_close(norm_linear(x, norm, maps), expected, 1e-5)
+    assert_close(norm_linear(x, norm, maps[1:]), expected[:, 8:], 1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 18])
@@ -101,12 +101,12 @@ def test_long_rows_of_a_weight(batch, monkeypatch):
     forms = {"output": (2, 16, 2, 4), "gated": (2, 16, 1, 4)}
     monkeypatch.setitem(projection.FORMS, "long", forms)
     x, residual, other = torch.randn(batch, 72), torch.randn(batch, 90), torch.randn(90, 72)
-    weight, norm = Map(torch.randn(90, 72), torch.randn(90)), Norm(torch.randn(72), 1e-6)
+    weight, norm = Linear(torch.randn(90, 72), torch.randn(90)), Norm(torch.randn(72), 1e-6)
     mapped = F.linear(x, weight.weight, weight.bias)
-    assert_close(add_mapped(x, weight, residual), residual + mapped, 1e-5)
+    assert_close(linear_add(x, weight, residual), residual + mapped, 1e-5)
     normed = F.rms_norm(x, (72,), norm.weight, norm.eps)
     expected = F.silu(normed @ weight.weight.T) * (normed @ other.T)
-    assert_close(gated(x, norm, Map(weight.weight), Map(other)), expected, 1e-5)
+    assert_close(norm_swiglu(x, norm, Linear(weight.weight), Linear(other)), expected, 1e-5)
 
 
 def test_padded_rows():

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 import ahn
 from ahn.layer.cache_layer import BATCHED
-from ahn.runtime.fill_cache import read
+from ahn.runtime.fill_cache import fill_cache
 from tiny_models import base_model, left_padded, new_model, over_matrix, positions_of, random_ids
 
 LENGTH, CHUNK = 90, 20  # within the budget of 20, across it, beyond it
@@ -63,7 +63,7 @@ def test_what_is_kept_is_the_same_and_the_rest_is_not_computed(family, cell, pad
     first, last = model.model.layers[0], model.model.layers[-1]
     parts = (first.mlp, last.self_attn, last.self_attn.o_proj, last.mlp, model.model.norm)
     calls = [count_calls(monkeypatch, part) for part in parts]
-    assert_same(cache_after(model, read, ids, mask), expected)
+    assert_same(cache_after(model, fill_cache, ids, mask), expected)
     assert [len(found) for found in calls] == [5, 5, 0, 0, 0]
 
 
@@ -72,24 +72,24 @@ def test_what_is_kept_is_the_same_and_the_rest_is_not_computed(family, cell, pad
 )
 def test_it_is_the_same_with_every_setting(settings):
     model, ids = new_model("Qwen3", **settings), random_ids(LENGTH, batch=2)
-    assert_same(cache_after(model, read, ids), cache_after(model, whole, ids))
+    assert_same(cache_after(model, fill_cache, ids), cache_after(model, whole, ids))
 
 
 def test_it_is_the_same_without_the_memory_and_with_full_attention(monkeypatch):
     model, ids = new_model(), random_ids(LENGTH)
     calls = count_calls(monkeypatch, model.model.layers[-1].mlp)
     with ahn.memory_off(model):
-        cache = cache_after(model, read, ids)
+        cache = cache_after(model, fill_cache, ids)
         assert not calls
         assert_same(cache, cache_after(model, whole, ids))
     with ahn.disabled(model):
         calls.clear()
-        cache = cache_after(model, read, ids, cache=DynamicCache())
+        cache = cache_after(model, fill_cache, ids, cache=DynamicCache())
         assert not calls
         assert_same(cache, cache_after(model, whole, ids, cache=DynamicCache()))
     plain = base_model()
     expected = cache_after(plain, whole, ids, cache=DynamicCache())
-    assert_same(cache_after(plain, read, ids, cache=DynamicCache()), expected)
+    assert_same(cache_after(plain, fill_cache, ids, cache=DynamicCache()), expected)
 
 
 WATCHED = [
@@ -109,17 +109,17 @@ def test_who_watches_a_module_sees_every_forward(name, before):
     module = model.get_decoder().get_submodule(name)
     register = module.register_forward_pre_hook if before else module.register_forward_hook
     handle = register(lambda *_: seen.append(1))
-    cache = cache_after(model, read, ids)
+    cache = cache_after(model, fill_cache, ids)
     assert len(seen) == 5
     handle.remove()
-    assert_same(cache, cache_after(model, read, ids))
+    assert_same(cache, cache_after(model, fill_cache, ids))
     assert len(seen) == 5
 
 
 def test_with_gradients_the_forward_runs_to_its_end(monkeypatch):
     model = new_model()
     calls = count_calls(monkeypatch, model.model.layers[-1].mlp)
-    read(model, input_ids=random_ids(30), past_key_values=ahn.AHNCache(model.config))
+    fill_cache(model, input_ids=random_ids(30), past_key_values=ahn.AHNCache(model.config))
     assert len(calls) == 1
 
 

@@ -1,4 +1,4 @@
-"""Decoding: milliseconds a token after a long text, by method and way of running a step."""
+"""DecodePlacement: milliseconds a token after a long text, by method and way of running a step."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ahn.checkpoint.card import model_card
 from ahn.checkpoint.memory import base_of, memory_state, save_pretrained
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 MEMORY_FILES = ["*.json", "*.safetensors"]
@@ -90,7 +90,7 @@ def push_to_hub(
     """
     from huggingface_hub import HfApi
 
-    settings = of_model(model).config
+    settings = attached_state(model).config
     parameters = sum(tensor.numel() for tensor in memory_state(model).values())
     card = model_card(settings, base_of(model.config), parameters, repo, training)
     api = HfApi(token=token)

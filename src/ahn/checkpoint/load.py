@@ -92,7 +92,7 @@ def _stored(
         return None
     settings, facts, layout = read_settings(folder)
     state = Weights.of(folder).memory()
-    return StoredMemory(settings.with_limits(**limits), state, facts, layout)
+    return StoredMemory(settings.with_budget(**limits), state, facts, layout)
 
 
 def _without_another(
@@ -107,7 +107,7 @@ def _without_another(
         name, value = next(iter(given.items()))
         raise ValueError(f"{name}: expected a memory to go with it, got {value} without")
     settings = AHNConfig.from_dict(config.ahn_config)
-    config.ahn_config = settings.with_limits(**limits).to_dict()
+    config.ahn_config = settings.with_budget(**limits).to_dict()
     return AutoModelForCausalLM.from_pretrained(base, config=config, **hf_kwargs).eval()
 
 

@@ -25,7 +25,7 @@ from ahn.checkpoint.names import (
 )
 from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.io.checksum import has_checksum, read_json, write_tensors
 from ahn.io.files import write_json
 from ahn.modeling.saving import PREFIX, is_memory
@@ -68,7 +68,7 @@ def save_pretrained(
     """
     if format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-    settings = of_model(model).config
+    settings = attached_state(model).config
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     write_memory(target, memory_state(model), model.config, settings, format)
@@ -109,7 +109,7 @@ def read_memory(
         raise ValueError(f"{path}: expected the tensors of a memory alone, got {others[:3]}")
     if layout == "ahn" and not all(has_checksum(path / name) for name in weights.names):
         raise ValueError(f"{path}: expected weights with a checksum, got them without")
-    return StoredMemory(settings.with_limits(window, num_sinks), weights.memory(), base, layout)
+    return StoredMemory(settings.with_budget(window, num_sinks), weights.memory(), base, layout)
 
 
 def read_settings(folder: Path) -> tuple[AHNConfig, dict[str, Any], str]:

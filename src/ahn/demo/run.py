@@ -16,7 +16,7 @@ from ahn.config import AHNConfig
 from ahn.demo.documents import Document, evaluation_documents, training_batches
 from ahn.demo.result import FULL, WINDOW, DemoResult, Reading, Training, summarise
 from ahn.evaluation import CHUNK, held_bytes, new_cache, stream_losses
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.modeling import attach, disabled, memory_off
 from ahn.training import distill
 
@@ -67,7 +67,7 @@ def run_demo(settings: DemoSettings, report: Report) -> DemoResult:
     started = time.perf_counter()
     torch.manual_seed(settings.seed)
     model, tokenizer = embedded.load(CELLS[0])
-    config = of_model(model).config
+    config = attached_state(model).config
     documents = evaluation_documents(
         settings.text,
         tokenizer,

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from ahn.generation.prefilling import split
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.layer.cache import AHNCache
 from ahn.layer.context import FULL
 from ahn.modeling.attached import AHNModelMixin
@@ -80,7 +80,7 @@ def stream_losses(
 
 def new_cache(model: PreTrainedModel) -> Cache:
     """An empty cache for what the model looks at now: bounded, or growing for full attention."""
-    if isinstance(model, AHNModelMixin) and of_model(model).mode != FULL:
+    if isinstance(model, AHNModelMixin) and attached_state(model).mode != FULL:
         return AHNCache(model.config)
     return DynamicCache(config=model.config)
 

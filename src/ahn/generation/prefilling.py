@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ahn.hf.inputs import left_padding
 from ahn.layer.cache import AHNCache
-from ahn.runtime.fill_cache import read
+from ahn.runtime.fill_cache import fill_cache
 from ahn.runtime.prefill_chunk import prefill_chunk
 
 
@@ -52,7 +52,7 @@ def prefill(
             )
             logits = output.logits[:, -1]
         else:
-            read(model, input_ids=piece, past_key_values=cache, **options)
+            fill_cache(model, input_ids=piece, past_key_values=cache, **options)
     if logits is None:
         raise ValueError("prompt: expected at least one token, got none")
     return logits, cache

@@ -15,10 +15,10 @@ from ahn.hf.inputs import packed_documents, row_padding
 from ahn.layer.attention import NAME
 from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import AHNCacheLayer
-from ahn.layer.context import FULL, MEMORY, POOLED, Decoding, LayerCall, Pass
+from ahn.layer.context import FULL, MEMORY, POOLED, DecodePlacement, ForwardContext, LayerContext
 from ahn.memory import Memory, PositionRouter
 
-PASS = "ahn_pass"  # keyword under which a Pass travels through the decoder's layers
+CONTEXT = "ahn_context"  # keyword under which a ForwardContext travels through the decoder's layers
 PROMPT = "ahn_prompt"  # keyword that tells `GenerateStep` the prompt's length; nobody else looks
 
 
@@ -39,7 +39,7 @@ class AttentionHook:
     def __call__(
         self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if PASS not in kwargs:
+        if CONTEXT not in kwargs:
             raise RuntimeError(
                 f"{type(attention).__name__}: expected to be called by the attached decoder"
             )
@@ -48,7 +48,7 @@ class AttentionHook:
                 f"attn_implementation: expected {NAME!r} on an attached model, got "
                 f"{attention.config._attn_implementation!r} (use model.set_attn_implementation)"
             )
-        step = kwargs.pop(PASS)
+        step = kwargs.pop(CONTEXT)
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         cache = kwargs.get("past_key_values")
         # A cache of full attention may have no layers yet: it makes them as they come.
@@ -62,7 +62,7 @@ class AttentionHook:
                 layer_cache.set_padding(step.padding.to(hidden.device), step.max_padding)
         elif step.mode != FULL and memory is not None and layer_cache is not None:
             raise TypeError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
-        call = LayerCall(
+        call = LayerContext(
             step=step,
             memory=None if memory is None else memory.fn,
             router=router,
@@ -98,7 +98,7 @@ class DecoderHook:
         step, position = self._settings(kwargs), kwargs.pop("ahn_position", None)
         if position is not None:
             step = _placed(kwargs, step, position)
-            return (), {**kwargs, PASS: step}
+            return (), {**kwargs, CONTEXT: step}
         inputs = kwargs.get("input_ids")
         batch, length = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[:2]
         if length == 0:
@@ -107,12 +107,12 @@ class DecoderHook:
             _refuse_bounded_cache(kwargs.get("past_key_values"))
         else:
             step = self._bounded(decoder, kwargs, step, batch, length)
-        return (), {**kwargs, PASS: step}
+        return (), {**kwargs, CONTEXT: step}
 
-    def _settings(self, kwargs: dict[str, Any]) -> Pass:
+    def _settings(self, kwargs: dict[str, Any]) -> ForwardContext:
         kwargs.pop(PROMPT, None)
         window, sinks = kwargs.pop("ahn_window", None), kwargs.pop("ahn_sinks", None)
-        return Pass(
+        return ForwardContext(
             mode=kwargs.pop("ahn_mode", None) or self.mode,
             window=self.config.window if window is None else window,
             num_sinks=self.config.num_sinks if sinks is None else sinks,
@@ -120,8 +120,8 @@ class DecoderHook:
         )
 
     def _bounded(
-        self, decoder: Any, kwargs: dict[str, Any], step: Pass, batch: int, length: int
-    ) -> Pass:
+        self, decoder: Any, kwargs: dict[str, Any], step: ForwardContext, batch: int, length: int
+    ) -> ForwardContext:
         """The cache, padding and packed documents of a forward that is not full attention."""
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         segments = None
@@ -142,11 +142,13 @@ class DecoderHook:
             return self._decoding(kwargs, cache, step, seen)
         return step
 
-    def _decoding(self, kwargs: dict[str, Any], cache: AHNCache, step: Pass, seen: int) -> Pass:
+    def _decoding(
+        self, kwargs: dict[str, Any], cache: AHNCache, step: ForwardContext, seen: int
+    ) -> ForwardContext:
         """One new token a row, in its place in the cache; counts it."""
         index = torch.full((1,), seen, device=cache.memory_layers[0].device)
         position = index if step.padding is None else index - step.padding
-        decoding = Decoding.at(
+        decoding = DecodePlacement.at(
             position,
             step.window,
             step.num_sinks,
@@ -169,19 +171,19 @@ class DecoderHook:
             )
 
 
-def _can_decode(config: AHNConfig, step: Pass, seen: int) -> bool:
+def _can_decode(config: AHNConfig, step: ForwardContext, seen: int) -> bool:
     """Whether one new token may go through the cache's slots: every row has begun, and bounded."""
     begun = 0 < seen >= step.max_padding and step.mode not in POOLED
     return begun and not config.full_attention_layers and not torch.is_grad_enabled()
 
 
-def _placed(kwargs: dict[str, Any], step: Pass, position: Tensor) -> Pass:
+def _placed(kwargs: dict[str, Any], step: ForwardContext, position: Tensor) -> ForwardContext:
     """One new token a row at a position that only the device knows."""
     if step.mode in POOLED:
         raise ValueError(f"ahn_position: expected the memory or the window alone, got {step.mode}")
     _settle_inputs(kwargs, position)
     return replace(
-        step, decoding=Decoding.at(position, step.window, step.num_sinks, limit=step.budget)
+        step, decoding=DecodePlacement.at(position, step.window, step.num_sinks, limit=step.budget)
     )
 
 
@@ -204,7 +206,7 @@ def _refuse_bounded_cache(cache: Any) -> None:
         raise TypeError("past_key_values: expected a cache of full attention, got an AHNCache")
 
 
-def _claim(cache: Any, step: Pass) -> int:
+def _claim(cache: Any, step: ForwardContext) -> int:
     """Tokens the cache has read; raises where it was made for other settings."""
     if not isinstance(cache, AHNCache):
         raise TypeError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")

@@ -15,7 +15,7 @@ ATTACHED = "ahn_decoder_hook"  # attribute of the decoder that holds its hook
 HANDLES = "ahn_hook_handles"
 
 
-def of_model(model: Any) -> DecoderHook:
+def attached_state(model: Any) -> DecoderHook:
     """The hook of an attached model; ValueError where nothing is attached."""
     hook = getattr(model.get_decoder(), ATTACHED, None) if hasattr(model, "get_decoder") else None
     if hook is None:

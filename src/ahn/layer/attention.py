@@ -13,15 +13,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ahn.layer.cache_layer import Pieces
-from ahn.layer.context import FULL, POOLED, AllKept, LayerCall, LazyMask
+from ahn.layer.context import FULL, POOLED, AllKept, LayerContext, LazyMask
 from ahn.layer.decode import decode_one_token
 from ahn.layer.ring import gather_rows
-from ahn.layer.write_read import Evicted, behind_prefix, leaving, merge, remember
+from ahn.layer.write_read import Evicted, behind_prefix, evicted_tokens, merge, write_and_read
 from ahn.ops.pooled_attention import pooled_window_attention
-from ahn.ops.side_stream import beside
+from ahn.ops.side_stream import side_stream
 from ahn.ops.window_attention import count, why_not_dense, window_attention
 
-Document = Callable[[Tensor, Tensor, Tensor, LayerCall], Tensor]
+Document = Callable[[Tensor, Tensor, Tensor, LayerContext], Tensor]
 
 NAME = "ahn"  # of the attention function, as transformers knows it
 
@@ -34,7 +34,7 @@ def ahn_attention(
     attention_mask: Any,
     scaling: float | None = None,
     dropout: float = 0.0,
-    ahn: LayerCall | None = None,
+    ahn: LayerContext | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of an attached model, as transformers calls it.
@@ -77,13 +77,13 @@ def ahn_attention(
     return _many_tokens(module, query, key, value, ahn, scaling=scaling, dropout=dropout), None
 
 
-def _all_fits(call: LayerCall, query: Tensor) -> bool:
+def _all_fits(call: LayerContext, query: Tensor) -> bool:
     in_order = call.seen == 0 or call.step.padding is None
     return in_order and call.seen + query.shape[2] <= call.step.budget
 
 
 def _prefers_blocks(
-    module: Any, query: Tensor, value: Tensor, dropout: float, call: LayerCall
+    module: Any, query: Tensor, value: Tensor, dropout: float, call: LayerContext
 ) -> bool:
     """Whether a later chunk is better off without the base's call, that needs a mask of all pairs.
 
@@ -99,13 +99,13 @@ def _within_budget(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    call: LayerCall,
+    call: LayerContext,
 ) -> tuple[Tensor, Tensor | None]:
     """Nothing has left the window: the base model's own call."""
     if call.cache is None:
         return base(key, value)
-    nothing = leaving((key,), (value,), None, 0, 0, call)
-    _, gates = remember(module, query, nothing, call)
+    nothing = evicted_tokens((key,), (value,), None, 0, 0, call)
+    _, gates = write_and_read(module, query, nothing, call)
     keys, values = key, value
     if call.seen:
         past_key, past_value = call.cache.held(call.seen)
@@ -119,7 +119,7 @@ def _many_tokens(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    call: LayerCall,
+    call: LayerContext,
     *,
     scaling: float | None,
     dropout: float,
@@ -132,8 +132,8 @@ def _many_tokens(
         # Rows differ in what is a sink, what padding, and what is pooled with what.
         start = call.positions(first, 1)[:, 0]
     state = None if call.cache is None else call.cache.recurrent_state
-    with beside(query.device) as wait:
-        read, gates = remember(module, query, evicted, call)
+    with side_stream(query.device) as wait:
+        read, gates = write_and_read(module, query, evicted, call)
     attend = partial(_pooled, call) if is_pooled else partial(window_attention, kept=call.step.kept)
     out = attend(
         query, keys, values, *_sinks(key, value, call),
@@ -146,7 +146,7 @@ def _many_tokens(
     return merge(out.transpose(1, 2), read)
 
 
-def _keep(module: Any, query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> None:
+def _keep(module: Any, query: Tensor, key: Tensor, value: Tensor, call: LayerContext) -> None:
     """What `ahn_attention` leaves in the cache, without the attention.
 
     A layer with full attention, and one without a memory, has kept its tokens before.
@@ -154,12 +154,12 @@ def _keep(module: Any, query: Tensor, key: Tensor, value: Tensor, call: LayerCal
     if call.cache is None or call.step.mode == FULL:
         return
     *_, evicted = _in_order(query, key, value, call)
-    _, gates = remember(module, query, evicted, call)
+    _, gates = write_and_read(module, query, evicted, call)
     call.cache.store(key, value, gates)
 
 
 def _in_order(
-    query: Tensor, key: Tensor, value: Tensor, call: LayerCall
+    query: Tensor, key: Tensor, value: Tensor, call: LayerContext
 ) -> tuple[Pieces, Pieces, int, Evicted]:
     """The cached window and the new tokens, keys and values; the first one's index; what leaves."""
     keys: Pieces = (key,)
@@ -172,11 +172,11 @@ def _in_order(
         return behind_prefix(query, key, value, call.step.prefix, call)
     first = call.seen + query.shape[2] - count(keys)
     number = max(0, count(keys) - call.step.window)
-    return keys, values, first, leaving(keys, values, past_gates, number, first, call)
+    return keys, values, first, evicted_tokens(keys, values, past_gates, number, first, call)
 
 
 def _pooled(
-    call: LayerCall,
+    call: LayerContext,
     query: Tensor,
     keys: Pieces,
     values: Pieces,
@@ -194,7 +194,7 @@ def _pooled(
     return out
 
 
-def _sinks(key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]:
+def _sinks(key: Tensor, value: Tensor, call: LayerContext) -> tuple[Tensor, Tensor]:
     """The first S tokens of each row, `[B, G, S, *]`, from the cache and the new tokens."""
     count, cache, prefix = call.step.num_sinks, call.cache, call.step.prefix
     if prefix is not None and prefix.key is not None and prefix.value is not None:
@@ -211,7 +211,7 @@ def _sinks(key: Tensor, value: Tensor, call: LayerCall) -> tuple[Tensor, Tensor]
 
 
 def _documents(
-    attend: Document, query: Tensor, key: Tensor, value: Tensor, call: LayerCall
+    attend: Document, query: Tensor, key: Tensor, value: Tensor, call: LayerContext
 ) -> Tensor:
     """Packed rows: every document on its own."""
     rows = []
@@ -227,7 +227,7 @@ def _documents(
 def _full_document(module: Any, options: dict[str, Any]) -> Document:
     """The base's own attention of a document: causal, so no mask of all pairs is needed."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, call: LayerCall) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, call: LayerContext) -> Tensor:
         return _base_function(module)(module, query, key, value, None, **options)[0]
 
     return attend

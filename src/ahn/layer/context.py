@@ -1,4 +1,4 @@
-"""What travels through a forward: one `Pass` for all layers, one `LayerCall` for each."""
+"""What travels through a forward: a `ForwardContext` for all layers, a `LayerContext` for each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ahn.layer.cache_layer import AHNCacheLayer
 from ahn.layer.ring import slot_of
 from ahn.memory import Memory, PositionRouter
 from ahn.ops.pooled_attention import POOLINGS
-from ahn.ops.window_attention import KeptOutputs
+from ahn.ops.window_attention import SavedOutputs
 
 FULL, WINDOW, MEMORY = "full", "window", "memory"  # what a layer's queries look at
 POOLED = {f"compressive-{pooling}": pooling for pooling in POOLINGS}  # window and a pool
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodePlacement:
     """Where one new token of every row goes: tensors, so that a captured graph can be replayed.
 
     A new token takes the slot of the one it evicts, see `AHNCacheLayer`.
@@ -38,7 +38,7 @@ class Decoding:
     @classmethod
     def at(
         cls, position: Tensor, window: int, num_sinks: int, limit: int, **known: bool
-    ) -> Decoding:
+    ) -> DecodePlacement:
         """The place of tokens at `position`."""
         return cls(
             position=position,
@@ -49,7 +49,7 @@ class Decoding:
             **known,
         )
 
-    def on(self, device: torch.device) -> Decoding:
+    def on(self, device: torch.device) -> DecodePlacement:
         """The same on a layer's device."""
         if self.position.device == device:
             return self
@@ -80,7 +80,7 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardContext:
     """What one forward of the decoder means for all its layers; made by the decoder's hook."""
 
     mode: str
@@ -89,9 +89,9 @@ class Pass:
     padding: Tensor | None = None  # [B], left-padding tokens of each row
     max_padding: int = 0
     segments: tuple[tuple[tuple[int, int], ...], ...] | None = None  # packed documents of each row
-    decoding: Decoding | None = None  # of one new token a row
+    decoding: DecodePlacement | None = None  # of one new token a row
     keeps_alone: bool = False  # whether nothing is asked for but what the cache keeps
-    kept: KeptOutputs | None = None  # of a layer that is computed again for its gradient
+    kept: SavedOutputs | None = None  # of a layer that is computed again for its gradient
     prefix: Prefix | None = None  # of a layer; in mode `full` it is to be filled
 
     @property
@@ -100,13 +100,13 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class LayerCall:
+class LayerContext:
     """What the attention function needs beside q, k and v; made by the layer's hook.
 
     Not a module and without `.to`: accelerate moves what looks like one to other devices.
     """
 
-    step: Pass
+    step: ForwardContext
     memory: Memory | None  # None in a full-attention layer
     router: PositionRouter | None
     hidden: Tensor  # [B, C, D], pre-normed
@@ -127,7 +127,7 @@ class LayerCall:
         padding = self.step.padding
         return index if padding is None else index - padding.to(index.device)[:, None]
 
-    def part(self, row: int, first: int, last: int) -> LayerCall:
+    def part(self, row: int, first: int, last: int) -> LayerContext:
         """The same call for one document of one row, on its own."""
         rope = self.rope
         if rope is not None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahn.layer.context import WINDOW, Decoding, LayerCall
-from ahn.layer.write_read import Evicted, memory_query, merge, remember
+from ahn.layer.context import WINDOW, DecodePlacement, LayerContext
+from ahn.layer.write_read import Evicted, memory_query, merge, write_and_read
 from ahn.ops.decoding import NewToken, Ring, fused_decoding, why_not_fused
 from ahn.ops.window_attention import slot_attention
 
@@ -21,7 +21,7 @@ def decode_one_token(
     key: Tensor,
     value: Tensor,
     scaling: float | None,
-    call: LayerCall,
+    call: LayerContext,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention `[B, 1, H, V]` of one new token, and weights where the base gave some."""
     cache, decoding = call.cache, call.step.decoding
@@ -31,7 +31,7 @@ def decode_one_token(
         return _fused(module, query, key, value, scaling, call, decoding), None
     position = decoding.position[:, None] - call.step.window
     evicted = Evicted(*cache.at(decoding.slot), position=position, keep=decoding.keep)
-    read, gates = remember(module, query, evicted, call)
+    read, gates = write_and_read(module, query, evicted, call)
     cache.put(decoding.slot, key, value, gates)
     keys, values = cache.held(decoding.limit)
     if decoding.in_order:
@@ -41,7 +41,7 @@ def decode_one_token(
     return merge(out.transpose(1, 2), read), None
 
 
-def _can_fuse(call: LayerCall, query: Tensor, value: Tensor) -> bool:
+def _can_fuse(call: LayerContext, query: Tensor, value: Tensor) -> bool:
     """Whether the kernels of a decoding step know all that this layer does.
 
     A cell with hooks goes through its own forward, so that offloading or a probe sees it.
@@ -62,8 +62,8 @@ def _fused(
     key: Tensor,
     value: Tensor,
     scaling: float | None,
-    call: LayerCall,
-    decoding: Decoding,
+    call: LayerContext,
+    decoding: DecodePlacement,
 ) -> Tensor:
     """`decode_one_token` in two kernels."""
     cache: Any = call.cache

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ahn.layer.cache_layer import Pieces
-from ahn.layer.context import MEMORY, LayerCall, Prefix
+from ahn.layer.context import MEMORY, LayerContext, Prefix
 from ahn.ops.moving import joined
 from ahn.ops.window_attention import columns
 
@@ -25,13 +25,13 @@ class Evicted(NamedTuple):
     keep: Tensor | None  # [B or 1, E], whether each is written, not a sink or padding; None is all
 
 
-def leaving(
+def evicted_tokens(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
     gates: Sequence[Tensor] | None,
     count: int,
     first: int,
-    call: LayerCall,
+    call: LayerContext,
 ) -> Evicted:
     """The first `count` tokens of those from index `first` on, padding counted.
 
@@ -57,7 +57,7 @@ def _first(pieces: Sequence[Tensor], count: int, held: bool) -> Tensor:
 
 
 def behind_prefix(
-    query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, call: LayerCall
+    query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, call: LayerContext
 ) -> tuple[Pieces, Pieces, int, Evicted]:
     """All keys, all values, 0, and what leaves, where only tokens beyond the budget are new.
 
@@ -72,12 +72,12 @@ def behind_prefix(
     )
     key_beyond, value_beyond = (columns(x, sinks, length) for x in (keys, values))
     past = (gates.transpose(1, 2),)
-    evicted = leaving(key_beyond, value_beyond, past, query.shape[2], sinks, call)
+    evicted = evicted_tokens(key_beyond, value_beyond, past, query.shape[2], sinks, call)
     return keys, values, 0, evicted
 
 
-def remember(
-    module: Any, query: Tensor, evicted: Evicted, call: LayerCall
+def write_and_read(
+    module: Any, query: Tensor, evicted: Evicted, call: LayerContext
 ) -> tuple[Tensor | None, Tensor | None]:
     """Write what leaves, let the last queries read it; also the new tokens' gates."""
     if call.step.mode != MEMORY or call.memory is None:
@@ -99,7 +99,7 @@ def remember(
     return read, gates
 
 
-def memory_query(module: Any, query: Tensor, count: int, call: LayerCall) -> Tensor:
+def memory_query(module: Any, query: Tensor, count: int, call: LayerContext) -> Tensor:
     """The last `count` queries `[B, E, H, K]`, or the cell's own map of them before RoPE."""
     first = query.shape[2] - count
     if call.memory is None or call.memory.q_proj is None or call.rope is None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ahn.memory.base import GatedRMSNorm, Memory, masked, register
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.gated_norm import FusedCell
-from ahn.ops.gemv import Map
+from ahn.ops.gemv import Linear
 from ahn.ops.layout import compute_dtype
 
 
@@ -47,6 +47,6 @@ class DeltaNet(Memory):
         return self.g_proj(hidden)
 
     def fused(self) -> FusedCell:
-        maps = (Map(self.b_proj.weight), Map(self.g_proj.weight))
+        maps = (Linear(self.b_proj.weight), Linear(self.g_proj.weight))
         scale = self.head_dim**-0.5
         return FusedCell("delta", self.o_norm.weight, self.o_proj.weight, scale, maps)

@@ -13,7 +13,7 @@ from transformers import initialization as init
 from ahn.memory.base import masked, register
 from ahn.memory.delta_net import DeltaNet
 from ahn.ops.gated_norm import FusedCell
-from ahn.ops.gemv import Map
+from ahn.ops.gemv import Linear
 from ahn.ops.layout import compute_dtype
 
 
@@ -47,7 +47,7 @@ class GatedDeltaNet(DeltaNet):
         return replace(
             cell,
             rule="gated_delta",
-            gate_maps=(beta, Map(self.a_proj.weight), output),
+            gate_maps=(beta, Linear(self.a_proj.weight), output),
             rate=self.A_log,
             dt_bias=self.dt_bias,
         )

@@ -9,7 +9,7 @@ from transformers import initialization as init
 
 from ahn.memory.base import GatedRMSNorm, Memory, masked, register
 from ahn.ops.gated_norm import FusedCell
-from ahn.ops.gemv import Map
+from ahn.ops.gemv import Linear
 from ahn.ops.layout import compute_dtype
 from ahn.ops.ssd import ssd
 
@@ -51,7 +51,7 @@ class Mamba2(Memory):
         return self.g_proj(hidden)
 
     def fused(self) -> FusedCell:
-        maps = tuple(Map(x.weight, x.bias) for x in (self.dt_proj, self.g_proj))
+        maps = tuple(Linear(x.weight, x.bias) for x in (self.dt_proj, self.g_proj))
         norm, o_proj = self.norm.weight, self.o_proj.weight
         return FusedCell("ssd", norm, o_proj, 1.0, maps, rate=self.A_log, dt_bias=self.dt_bias)
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ahn.config import AHNConfig
-from ahn.hf.install import install, of_model, uninstall
+from ahn.hf.install import attached_state, install, uninstall
 from ahn.hf.liger import drop_liger
 from ahn.hf.support import check_supported
 from ahn.layer.context import FULL, POOLED, WINDOW
@@ -63,7 +63,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises ValueError where nothing is attached.
     """
-    of_model(model)
+    attached_state(model)
     drop_liger(model)
     uninstall(model)
     attached = model.config
@@ -104,7 +104,7 @@ def compressive(model: PreTrainedModel, pooling: str) -> Iterator[PreTrainedMode
 
 @contextmanager
 def _mode(model: PreTrainedModel, mode: str) -> Iterator[None]:
-    hook = of_model(model)
+    hook = attached_state(model)
     before, hook.mode = hook.mode, mode
     try:
         yield

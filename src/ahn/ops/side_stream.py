@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def beside(device: torch.device) -> Iterator[Callable[[], None]]:
+def side_stream(device: torch.device) -> Iterator[Callable[[], None]]:
     """What is launched within runs beside what follows, until the function it gives is called.
 
     Call it before anything looks at the results or overwrites what the work reads; what the work

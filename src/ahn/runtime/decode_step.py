@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ahn.hf.hooks import PROMPT
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import BATCHED
 from ahn.layer.context import MEMORY, WINDOW
-from ahn.runtime.fill_cache import read
+from ahn.runtime.fill_cache import fill_cache
 from ahn.runtime.fused_decoder import FusedDecoder, why_not_fused_step
 
 STEPS = ("auto", "eager", "graph", "fused", "compile")
@@ -53,7 +53,7 @@ class Step:
         self._run: Callable[[Step], Tensor] = Step._forward
         if how == "fused":
             self._run = Step._fused
-            self.decoder = FusedDecoder(model, cache, of_model(model).mode)
+            self.decoder = FusedDecoder(model, cache, attached_state(model).mode)
         elif how == "compile":
             self._run = torch.compile(Step._forward, fullgraph=True, dynamic=False)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -137,7 +137,7 @@ class GenerateStep:
     def __call__(self, **inputs: Any) -> Any:
         cache, prompt = inputs["past_key_values"], inputs.pop(PROMPT, 0)
         if _is_early_chunk(inputs, prompt):
-            read(self.model, **{name: inputs[name] for name in READ if name in inputs})
+            fill_cache(self.model, **{name: inputs[name] for name in READ if name in inputs})
             return CausalLMOutputWithPast(past_key_values=cache)
         if not _is_plain_step(inputs):
             return self.model(**inputs)
@@ -214,6 +214,6 @@ def why_no_graph(model: Any, cache: AHNCache) -> str | None:
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") in MOVING_ROPE:
         return f"rotary positions that do not change as the text grows, got {rope['rope_type']}"
-    if (mode := of_model(model).mode) not in (MEMORY, WINDOW):
+    if (mode := attached_state(model).mode) not in (MEMORY, WINDOW):
         return f"the memory, or sinks and window, got {mode}"
     return None

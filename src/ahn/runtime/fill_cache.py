@@ -14,7 +14,7 @@ from ahn.hf.install import ATTACHED
 from ahn.layer.context import AllKept
 
 
-def read(model: PreTrainedModel, **inputs: Any) -> None:
+def fill_cache(model: PreTrainedModel, **inputs: Any) -> None:
     """Leave in the cache what `model.get_decoder()(**inputs, use_cache=True)` leaves there.
 
     The forward of an attached model ends within its last layer: nobody asks for the attention,

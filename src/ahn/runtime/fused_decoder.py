@@ -18,10 +18,10 @@ from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import AHNCacheLayer
 from ahn.layer.context import WINDOW
 from ahn.memory import Memory
-from ahn.ops.decoding import NewToken, Ring, Turn, fused_decoding, why_not_fused
-from ahn.ops.decoding.inputs import Begun, begin
+from ahn.ops.decoding import NewToken, QKTransform, Ring, fused_decoding, why_not_fused
+from ahn.ops.decoding.inputs import StepInputs, embed_and_place
 from ahn.ops.gated_norm import FusedCell
-from ahn.ops.gemv import Map, Norm, add_mapped, gated, map_normed
+from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 
 LAYERS = {f"{family}DecoderLayer" for family in ("Qwen2", "Qwen3", "Llama", "Mistral")}
 
@@ -31,17 +31,17 @@ class Layer:
     """A decoder layer's weights, in the order of their use."""
 
     before: Norm
-    inputs: tuple[Map, ...]  # query, key, value
+    inputs: tuple[Linear, ...]  # query, key, value
     query_norm: Tensor | None
     key_norm: Tensor | None
     eps: float  # of these two
     memory: Memory
     scale: float
-    output: Map
+    output: Linear
     after: Norm
-    gate: Map
-    up: Map
-    down: Map
+    gate: Linear
+    up: Linear
+    down: Linear
 
     @classmethod
     def of(cls, layer: Any) -> Layer:
@@ -70,7 +70,7 @@ class FusedDecoder:
 
     Args:
         model: one that `why_not_fused_step` has nothing against.
-        cache: that every row has begun in.
+        cache: that every row has inputs in.
         mode: `memory` or `window`, see `ahn.layer.context`.
     """
 
@@ -88,27 +88,31 @@ class FusedDecoder:
         decoder, settings = self.model.get_decoder(), self.cache.memory_layers[0]
         embedding, rotary = decoder.embed_tokens.weight, decoder.rotary_emb
         frequencies, scaling = rotary.inv_freq, rotary.attention_scaling
-        begun = begin(
+        inputs = embed_and_place(
             token, position, embedding, frequencies, scaling, settings.window, settings.num_sinks
         )
-        hidden = begun.hidden
+        hidden = inputs.hidden
         for layer, cache in zip(self.layers, self.cache.memory_layers):
-            hidden = self._read(layer, cache, begun, hidden)
-        return map_normed(hidden, _norm(decoder.norm), [_map(self.model.lm_head)])
+            hidden = self._read(layer, cache, inputs, hidden)
+        return norm_linear(hidden, _norm(decoder.norm), [_map(self.model.lm_head)])
 
-    def _read(self, layer: Layer, cache: AHNCacheLayer, begun: Begun, hidden: Tensor) -> Tensor:
+    def _read(
+        self, layer: Layer, cache: AHNCacheLayer, inputs: StepInputs, hidden: Tensor
+    ) -> Tensor:
         """One layer, `[B, D]` to `[B, D]`."""
         cell = None if self.mode == WINDOW else layer.memory.fused()
         maps = layer.inputs if cell is None else (*layer.inputs, *cell.gate_maps)
-        mapped = map_normed(hidden, layer.before, maps, starts_chain=hidden is begun.hidden)
-        turn = Turn(begun.cos, begun.sin, layer.query_norm, layer.key_norm, layer.eps)
-        token = self._token(mapped, layer, cell, turn)
-        read = fused_decoding(token, self._ring(cache, begun, layer.memory), cell, layer.scale)
-        hidden = add_mapped(read.flatten(1), layer.output, hidden)
-        inner = gated(hidden, layer.after, layer.gate, layer.up)
-        return add_mapped(inner, layer.down, hidden)
+        mapped = norm_linear(hidden, layer.before, maps, starts_chain=hidden is inputs.hidden)
+        transform = QKTransform(inputs.cos, inputs.sin, layer.query_norm, layer.key_norm, layer.eps)
+        token = self._token(mapped, layer, cell, transform)
+        read = fused_decoding(token, self._ring(cache, inputs, layer.memory), cell, layer.scale)
+        hidden = linear_add(read.flatten(1), layer.output, hidden)
+        inner = norm_swiglu(hidden, layer.after, layer.gate, layer.up)
+        return linear_add(inner, layer.down, hidden)
 
-    def _token(self, mapped: Tensor, layer: Layer, cell: FusedCell | None, turn: Turn) -> NewToken:
+    def _token(
+        self, mapped: Tensor, layer: Layer, cell: FusedCell | None, transform: QKTransform
+    ) -> NewToken:
         """Views of what all maps gave side by side."""
         sizes = [len(one.weight) for one in layer.inputs]
         heads, rest = mapped.split([sum(sizes), mapped.shape[1] - sum(sizes)], dim=1)
@@ -116,16 +120,16 @@ class FusedDecoder:
             x.unflatten(1, (-1, 1, self.head_dim)) for x in heads.split(sizes, dim=1)
         )
         if cell is None:
-            return NewToken(query, key, value, turn=turn)
+            return NewToken(query, key, value, transform=transform)
         gates = rest.unflatten(1, (len(cell.gate_maps), -1)).transpose(1, 2)[:, None]
-        return NewToken(query, key, value, None, gates[..., :-1], gates[..., -1], turn)
+        return NewToken(query, key, value, None, gates[..., :-1], gates[..., -1], transform)
 
-    def _ring(self, cache: AHNCacheLayer, begun: Begun, memory: Memory) -> Ring:
+    def _ring(self, cache: AHNCacheLayer, inputs: StepInputs, memory: Memory) -> Ring:
         if cache.recurrent_state is None and self.mode != WINDOW:
             device = cache.keys.device
             cache.set_state(memory.init_state(len(cache.keys), device, torch.float32))
         tensors = (cache.keys, cache.values, cache.gates, cache.recurrent_state)
-        return Ring(*tensors, begun.slot, begun.filled, begun.keep, cache.keys.shape[2])
+        return Ring(*tensors, inputs.slot, inputs.filled, inputs.keep, cache.keys.shape[2])
 
 
 def why_not_fused_step(model: Any) -> str | None:
@@ -189,5 +193,5 @@ def _norm(norm: Any) -> Norm:
     return Norm(norm.weight, norm.variance_epsilon)
 
 
-def _map(linear: nn.Linear) -> Map:
-    return Map(linear.weight, linear.bias)
+def _map(linear: nn.Linear) -> Linear:
+    return Linear(linear.weight, linear.bias)

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ahn.cost import Shape
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 
 PREFILL_CHUNK_SIZE = 2048  # on a CPU
 LARGEST_CHUNK = 16384  # on a GPU: beyond, memory grows and time hardly falls
@@ -25,7 +25,7 @@ def prefill_chunk(model: PreTrainedModel, batch: int) -> int:
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
     per_token = numbers_per_token(Shape.of(model.config)) * model.dtype.itemsize * batch
     fitting = min(LARGEST_CHUNK, int(SHARE_OF_FREE * free / per_token))
-    step = of_model(model).config.window
+    step = attached_state(model).config.window
     step = step if SMALLEST_CHUNK < step <= fitting else SMALLEST_CHUNK
     return max(SMALLEST_CHUNK, fitting // step * step)
 

@@ -53,7 +53,7 @@ class ModelArguments:
             use_q_proj=self.use_q_proj,
             use_router=self.use_router,
         )
-        return settings.with_limits(self.window, self.num_sinks)
+        return settings.with_budget(self.window, self.num_sinks)
 
 
 @dataclass

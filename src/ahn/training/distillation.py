@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.training.losses import IGNORE, LossWeights, head_losses, layer_distance
 from ahn.training.two_streams import two_streams
 
@@ -154,7 +154,7 @@ def distillation_loss(
 
     Raises ValueError as `distillation`.
     """
-    limits = of_model(model).config.with_limits(window, num_sinks)
+    limits = attached_state(model).config.with_budget(window, num_sinks)
     return distillation(
         model,
         Batch(input_ids, labels, position_ids, attention_mask),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.layer.context import MEMORY, WINDOW
 from ahn.modeling.saving import is_memory
 from ahn.training.distillation import Batch, Counts, Losses, counted, distillation
@@ -140,7 +140,7 @@ def window_losses(model: PreTrainedModel, batch: Batch, *, window: int, num_sink
 
 def memory_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
-    of_model(model)
+    attached_state(model)
     return {name: parameter for name, parameter in model.named_parameters() if is_memory(name)}
 
 

@@ -12,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ahn.checkpoint import from_pretrained, has_memory, merge
 from ahn.checkpoint.names import embedded_folders
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.hf.liger import use_liger
 from ahn.io.files import write_json
 from ahn.memory import cell_by_name
@@ -64,7 +64,7 @@ def run(
     if settings.use_liger_kernel:
         use_liger(attached.to(settings.device))  # type: ignore[arg-type]
         settings.use_liger_kernel = False  # Trainer would look for a model where the distiller is
-    budget = of_model(attached).config.budget
+    budget = attached_state(attached).config.budget
     _check_evaluation(held_out, budget, all_beyond=is_zero3(settings))
     trainer = DistillTrainer(
         model=Distiller(

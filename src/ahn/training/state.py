@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ahn.checkpoint import read_memory
 from ahn.checkpoint.memory import check_keys, write_memory
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.modeling.saving import is_memory
 from ahn.training.distiller import memory_parameters
 from ahn.training.zero3 import whole
@@ -28,7 +28,7 @@ def save(model: PreTrainedModel, folder: Path, *, here: bool) -> None:
     state = gathered(model)
     if here:
         folder.mkdir(parents=True, exist_ok=True)
-        write_memory(folder, state, model.config, of_model(model).config, "ahn")
+        write_memory(folder, state, model.config, attached_state(model).config, "ahn")
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def load(model: PreTrainedModel, folder: Path) -> None:
     Raises ValueError where it is of another cell or base, before anything is copied.
     """
     stored = read_memory(folder)
-    cell = of_model(model).config.memory
+    cell = attached_state(model).config.memory
     if stored.settings.memory != cell:
         raise ValueError(f"{folder}: expected a memory of {cell}, got {stored.settings.memory}")
     stored.check_base(model.config)

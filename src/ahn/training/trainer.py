@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.training import state
 from ahn.training.data.collate import longest_document
 from ahn.training.distillation import Batch, Counts, count
@@ -147,7 +147,7 @@ class DistillTrainer(Trainer):
         from ahn.training.gap import measure_gap
 
         loader = self.get_eval_dataloader(eval_dataset)
-        settings = of_model(self.attached).config
+        settings = attached_state(self.attached).config
         limits = Limits(settings.window, settings.num_sinks)
         model = self.model_wrapped if self.is_in_train else self.model
         with self.meter.paused():

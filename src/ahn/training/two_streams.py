@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ahn.cost import Shape
-from ahn.hf.hooks import PASS
-from ahn.hf.install import of_model
+from ahn.hf.hooks import CONTEXT
+from ahn.hf.install import attached_state
 from ahn.hf.support import decoder_layers
 from ahn.layer.context import FULL, MEMORY, Prefix
 from ahn.modeling.saving import is_memory
-from ahn.ops.window_attention import KeptOutputs
+from ahn.ops.window_attention import SavedOutputs
 
 SHARE_OF_FREE = 1 / 3  # of a GPU's memory; the layers' inputs, that are always kept, are as large
 LSE_BYTES = 4  # a token and head
@@ -52,18 +52,18 @@ class _Streams:
 
         So the final norm, whatever its name in the family, acts on both.
         """
-        step = kwargs[PASS]
+        step = kwargs[CONTEXT]
         if index == 0:
             self.teacher, self.same = hidden.detach(), self._in_common(hidden, kwargs)
             hidden = hidden[:, self.same :]
         step = replace(step, prefix=Prefix(self.same) if self.same else None)
         with torch.no_grad():
-            full = {**kwargs, PASS: replace(step, mode=FULL)}
+            full = {**kwargs, CONTEXT: replace(step, mode=FULL)}
             self.teacher = run(self.teacher, *args, **full)
         if self.keeps_attention:
-            step = replace(step, kept=KeptOutputs())
+            step = replace(step, kept=SavedOutputs())
             run = _counted(run, step.kept)
-        kwargs = {**_beyond(kwargs, self.same), PASS: step}
+        kwargs = {**_beyond(kwargs, self.same), CONTEXT: step}
         # With trained cells the first layer's output has a gradient though its input has none.
         student = self._kept_small(partial(run, **kwargs), hidden, *args)
         if self.on_layer is not None:
@@ -75,7 +75,7 @@ class _Streams:
 
     def _in_common(self, hidden: Tensor, kwargs: dict[str, Any]) -> int:
         """The budget, up to which nothing trained is read, where every row is one text."""
-        step = kwargs[PASS]
+        step = kwargs[CONTEXT]
         one_text = step.segments is None and step.padding is None and step.mode == MEMORY
         known = "position_embeddings" in kwargs and not hidden.requires_grad
         shares = self.may_share and one_text and known and _may_share(hidden)
@@ -112,7 +112,7 @@ def _beyond(kwargs: dict[str, Any], first: int) -> dict[str, Any]:
     return kwargs
 
 
-def _counted(run: Callable[..., Tensor], kept: KeptOutputs) -> Callable[..., Tensor]:
+def _counted(run: Callable[..., Tensor], kept: SavedOutputs) -> Callable[..., Tensor]:
     """The same function, that tells `kept` whenever it is called."""
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:
@@ -150,7 +150,9 @@ def two_streams(
     layers = decoder_layers(model)
     keeps = checkpointing and torch.is_grad_enabled() and _has_room(model, inputs["input_ids"])
     trained = [name for name, x in layers.named_parameters() if x.requires_grad]
-    may_share = not of_model(model).config.full_attention_layers and all(map(is_memory, trained))
+    may_share = not attached_state(model).config.full_attention_layers and all(
+        map(is_memory, trained)
+    )
     streams = _Streams(checkpointing, keeps, on_layer, len(layers) - 1, may_share)
     limits = {"ahn_window": window, "ahn_sinks": num_sinks}
     with ExitStack() as stack:

@@ -21,7 +21,7 @@ from ahn.evaluation.lm.methods import Method, method_named
 from ahn.evaluation.lm.readings import Reading, like_length_batches, plan_readings
 from ahn.evaluation.lm.scoring import Score, score_batch, score_branches
 from ahn.generation import PREFILL_CHUNK_SIZE
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.modeling.attached import AHNModelMixin
 
 UNLIMITED = 2**40  # tokens: what is read does not decide what is held
@@ -236,5 +236,5 @@ class AHNLM(HFLM):
             "memory": self.memory and str(self.memory),
         }
         if isinstance(self.model, AHNModelMixin):
-            info["ahn_config"] = of_model(self.model).config.to_dict()
+            info["ahn_config"] = attached_state(self.model).config.to_dict()
         return {**super().get_model_info(), **info}

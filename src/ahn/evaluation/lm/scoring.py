@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 
 from ahn.evaluation.lm.readings import Reading
 from ahn.evaluation.streaming import CHUNK, held_bytes, new_cache
-from ahn.runtime.fill_cache import read
+from ahn.runtime.fill_cache import fill_cache
 
 
 @dataclass
@@ -52,7 +52,7 @@ def score_batch(
     for first, last, is_scored in _pieces(batch, chunk, max(1, CHUNK // len(batch))):
         options = {**_inputs(ids, mask, first, last), "past_key_values": cache}
         if not is_scored:
-            read(model, **options)
+            fill_cache(model, **options)
             continue
         logits = model(**options, use_cache=True).logits
         _score_piece(logits, batch, ids.shape[1], first, dtype, scores)
@@ -109,7 +109,7 @@ def _read_on(
     for first, last, is_scored in _pieces([reading], chunk, CHUNK, begin, end):
         piece = ids[:, first - begin : last - begin]
         if not is_scored:
-            read(model, input_ids=piece, past_key_values=cache)
+            fill_cache(model, input_ids=piece, past_key_values=cache)
             continue
         logits = model(input_ids=piece, past_key_values=cache, use_cache=True).logits
         _score_piece(logits, [reading], len(reading), first, dtype, scores)

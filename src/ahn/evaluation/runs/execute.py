@@ -20,7 +20,7 @@ from ahn.evaluation.lm import AHNLM, SKIPPED, SKIPPED_SCORE
 from ahn.evaluation.runs.record import RunFolder
 from ahn.evaluation.runs.suite import LoadedTasks
 from ahn.evaluation.seeds import seed_all
-from ahn.hf.install import of_model
+from ahn.hf.install import attached_state
 from ahn.modeling.attached import AHNModelMixin
 
 DESCRIBED = ("doc_id", "doc", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")
@@ -123,7 +123,7 @@ def _summary(task: Task, samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _settings(lm: AHNLM) -> dict[str, Any] | None:
     model = lm.model
-    return of_model(model).config.to_dict() if isinstance(model, AHNModelMixin) else None
+    return attached_state(model).config.to_dict() if isinstance(model, AHNModelMixin) else None
 
 
 def _peak_resident_bytes() -> int:

@@ -62,7 +62,7 @@ def start_segments(text: Text, initial_state: Tensor | None) -> Segments:
 
 
 def join_segments(text: Text, states: Tensor, moves: Tensor, back: bool) -> None:
-    """Turn what segments add to a state into that state; see `kernels.forward.join`."""
+    """QKTransform what segments add to a state into that state; see `kernels.forward.join`."""
     from ahn.ops.chunk_scan.triton.forward import join
 
     batch, heads, count, _, width = states.shape

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ahn.ops.gated_norm import EPS, FusedCell
 
-__all__ = ["NewToken", "Ring", "Turn", "fused_decoding", "why_not_fused"]
+__all__ = ["NewToken", "QKTransform", "Ring", "fused_decoding", "why_not_fused"]
 
 LARGEST_PIECE = 2048  # slots, so that the merge's table of pieces stays small
 BLOCK = 64  # slots a program looks at together
@@ -49,7 +49,7 @@ def why_not_fused(query: Tensor, value: Tensor) -> str | None:
 
 
 @dataclass(frozen=True)
-class Turn:
+class QKTransform:
     """What is still to be done to the new token's queries and keys: norm, then rotation.
 
     Attributes:
@@ -74,7 +74,7 @@ class NewToken:
         memory_query: `[B, H, 1, K]`, with which the memory is read.
         gates: `[B, 1, H, n]`, raw, of any strides; None without a memory.
         output_gate: `[B, 1, H]`, raw.
-        turn: what the queries and the key still need; None where they are ready.
+        transform: what the queries and the key still need; None where they are ready.
     """
 
     query: Tensor
@@ -83,7 +83,7 @@ class NewToken:
     memory_query: Tensor | None = None
     gates: Tensor | None = None
     output_gate: Tensor | None = None
-    turn: Turn | None = None
+    transform: QKTransform | None = None
 
 
 @torch.no_grad()
@@ -183,19 +183,19 @@ def _merge_pieces(
 
 def _turn(token: NewToken, ring: Ring) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     """What the kernels are told of norms and rotation: settings, and cos, sin and both norms."""
-    turn, nothing = token.turn, token.query
+    transform, nothing = token.transform, token.query
     overlap = _overlap(token.query.device)
-    if turn is None:
+    if transform is None:
         settings = {"NORMED": False, "ROTATED": False, "norm_eps": 0.0, "angle_stride": 0}
         return settings | overlap, (nothing,) * 4
-    norms = (nothing if x is None else x for x in (turn.query_norm, turn.key_norm))
+    norms = (nothing if x is None else x for x in (transform.query_norm, transform.key_norm))
     settings = {
-        "NORMED": turn.query_norm is not None,
+        "NORMED": transform.query_norm is not None,
         "ROTATED": True,
-        "norm_eps": turn.eps,
-        "angle_stride": 0 if len(turn.cos) == 1 else turn.cos.stride(0),
+        "norm_eps": transform.eps,
+        "angle_stride": 0 if len(transform.cos) == 1 else transform.cos.stride(0),
     }
-    return settings | overlap, (turn.cos, turn.sin, *norms)
+    return settings | overlap, (transform.cos, transform.sin, *norms)
 
 
 def _overlap(device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def begin_step(
+def embed_and_place_kernel(
     token,  # [B]
     position,  # [B or 1], in place
     embedding,  # [vocabulary, D]

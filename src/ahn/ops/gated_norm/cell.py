@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ahn.ops.gemv import Map, mapped
+from ahn.ops.gemv import Linear, concat_linear
 
 EPS = 1e-5  # of the norm
 
@@ -31,7 +31,7 @@ class FusedCell:
     norm: Tensor
     o_proj: Tensor
     query_scale: float
-    gate_maps: tuple[Map, ...]
+    gate_maps: tuple[Linear, ...]
     rate: Tensor | None = None
     dt_bias: Tensor | None = None
 
@@ -45,6 +45,6 @@ def gates_of(hidden: Tensor, cell: FusedCell) -> tuple[Tensor, Tensor]:
 
     On the way back its gradient by `hidden` is one as well, where maps apart leave sums of them.
     """
-    found = mapped(hidden, cell.gate_maps)
+    found = concat_linear(hidden, cell.gate_maps)
     *write, output = found.unflatten(-1, (len(cell.gate_maps), -1)).unbind(-2)
     return torch.stack(write, -1), output

@@ -1,12 +1,12 @@
 """Linear maps of one new token a row, with the norm before and the sum after."""
 
-from ahn.ops.gemv.api import Map, Norm, add_mapped, gated, map_normed, mapped
+from ahn.ops.gemv.api import Linear, Norm, concat_linear, linear_add, norm_linear, norm_swiglu
 
 __all__ = [
-    "Map",
+    "Linear",
     "Norm",
-    "add_mapped",
-    "gated",
-    "map_normed",
-    "mapped",
+    "concat_linear",
+    "linear_add",
+    "norm_linear",
+    "norm_swiglu",
 ]

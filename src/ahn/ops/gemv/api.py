@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Map", "Norm", "add_mapped", "gated", "map_normed", "mapped"]
+__all__ = ["Linear", "Norm", "concat_linear", "linear_add", "norm_linear", "norm_swiglu"]
 
 SHORT = 2048  # size of a hidden state, up to which its maps are unrolled; else registers run out
 # For one input, of hidden states that are short or not: rows of a weight that a program maps,
@@ -46,14 +46,16 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Map:
+class Linear:
     """x -> weight x + bias, weight `[R, D]` and contiguous, bias `[R]` or None."""
 
     weight: Tensor
     bias: Tensor | None = None
 
 
-def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool = False) -> Tensor:
+def norm_linear(
+    x: Tensor, norm: Norm, maps: Sequence[Linear], *, starts_chain: bool = False
+) -> Tensor:
     """The maps' outputs of the normed x side by side, `[B, sum of R]`.
 
     `starts_chain` says that what came before is to have ended, see `ahn.ops.overlap`.
@@ -63,10 +65,10 @@ def map_normed(x: Tensor, norm: Norm, maps: Sequence[Map], *, starts_chain: bool
         return _run_vector(x, maps, form, norm=norm, starts_chain=starts_chain)
     x = _normed(x, norm)
     few = len(x) <= BATCH and len(maps) > 1  # a head is one product that the library does as well
-    return _run_rows(x, maps, "maps") if few else mapped(x, maps)
+    return _run_rows(x, maps, "maps") if few else concat_linear(x, maps)
 
 
-def gated(x: Tensor, norm: Norm, gate: Map, up: Map) -> Tensor:
+def norm_swiglu(x: Tensor, norm: Norm, gate: Linear, up: Linear) -> Tensor:
     """silu(gate x) * (up x) of the normed x, `[B, R]`; the two maps have no bias."""
     if len(x) == 1:
         return _run_vector(x, [gate], "gated", norm=norm, second=up.weight)
@@ -78,7 +80,7 @@ def gated(x: Tensor, norm: Norm, gate: Map, up: Map) -> Tensor:
     return silu_mul_(F.linear(x, gate.weight), F.linear(x, up.weight))
 
 
-def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
+def linear_add(x: Tensor, linear: Linear, residual: Tensor) -> Tensor:
     """residual `[B, R]` + linear x; of many rows written over `residual`."""
     form = "output" if x.shape[1] <= residual.shape[1] else "down"
     if len(x) == 1:
@@ -90,7 +92,7 @@ def add_mapped(x: Tensor, linear: Map, residual: Tensor) -> Tensor:
     return residual.add_(F.linear(x, linear.weight, linear.bias))
 
 
-def mapped(x: Tensor, maps: Sequence[Map]) -> Tensor:
+def concat_linear(x: Tensor, maps: Sequence[Linear]) -> Tensor:
     """The maps' outputs of x `[..., D]` side by side, `[..., sum of R]`, by one product.
 
     Of many rows, joining the weights costs less than products apart.
@@ -108,7 +110,7 @@ def _normed(x: Tensor, norm: Norm) -> Tensor:
 
 def _run_vector(
     x: Tensor,
-    maps: Sequence[Map],
+    maps: Sequence[Linear],
     form: str,
     *,
     norm: Norm | None = None,
@@ -116,7 +118,7 @@ def _run_vector(
     residual: Tensor | None = None,
     starts_chain: bool = False,
 ) -> Tensor:
-    from ahn.ops.gemv.triton import map_vector
+    from ahn.ops.gemv.triton import gemv
     from ahn.ops.overlap import launch_options
 
     size, hidden = x.shape[1], x.shape[1] if residual is None else residual.shape[1]
@@ -124,7 +126,7 @@ def _run_vector(
     if second is not None and size % block:  # two weights' last blocks would be half empty
         block //= 2
     blocks, out, places = _places(x, maps, rows)
-    map_vector[(blocks,)](
+    gemv[(blocks,)](
         x, x if norm is None else norm.weight, *_tensors(maps),
         x if second is None else second, x if residual is None else residual, out,
         eps=0.0 if norm is None else norm.eps, D=size, ROWS=rows,
@@ -137,18 +139,18 @@ def _run_vector(
 
 def _run_rows(
     x: Tensor,
-    maps: Sequence[Map],
+    maps: Sequence[Linear],
     form: str,
     *,
     second: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    from ahn.ops.gemv.triton import map_rows
+    from ahn.ops.gemv.triton import skinny_gemm
     from ahn.ops.overlap import launch_options
 
     rows, block, stages, warps = BATCH_FORMS[form]
     blocks, out, places = _places(x, maps, rows)
-    map_rows[(blocks,)](
+    skinny_gemm[(blocks,)](
         x, *_tensors(maps), x if second is None else second, x if residual is None else residual,
         out, len(x), D=x.shape[1], OUT=out.shape[1], ROWS=rows, BLOCK=2 * block // x.element_size(),
         BATCH=max(16, 1 << (len(x) - 1).bit_length()), PAIRED=second is not None,
@@ -158,12 +160,12 @@ def _run_rows(
     return out
 
 
-def _tensors(maps: Sequence[Map]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _tensors(maps: Sequence[Linear]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     weights = tuple(one.weight for one in maps)
     return weights, tuple(one.weight if one.bias is None else one.bias for one in maps)
 
 
-def _places(x: Tensor, maps: Sequence[Map], rows: int) -> tuple[int, Tensor, dict[str, Any]]:
+def _places(x: Tensor, maps: Sequence[Linear], rows: int) -> tuple[int, Tensor, dict[str, Any]]:
     """The number of programs, room for the outputs, and where those of each map are."""
     sizes = tuple(len(one.weight) for one in maps)
     *firsts, blocks = accumulate((-(-size // rows) for size in sizes), initial=0)

@@ -66,7 +66,7 @@ def _and(some, one):
 
 
 @triton.jit
-def map_vector(
+def gemv(
     x,  # [1, D]
     norm,  # [D]; nothing is read where the map is not NORMED
     weights,  # [R_n, D]
@@ -132,9 +132,9 @@ def map_vector(
 
 
 @triton.jit
-def map_rows(
+def skinny_gemm(
     x,  # [B, D], normed already
-    weights,  # this and the following as in `map_vector`
+    weights,  # this and the following as in `gemv`
     biases,
     second,
     residual,  # [B, R]
@@ -155,7 +155,7 @@ def map_rows(
     ADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """As `map_vector`, for up to BATCH inputs by matrix products."""
+    """As `gemv`, for up to BATCH inputs by matrix products."""
     weight, bias, first, size, column, biased = _choose(
         tl.program_id(0), weights, biases, first_blocks, sizes, columns, has_bias, COUNT
     )

@@ -1,7 +1,7 @@
 """Softmax attention over sinks and a window."""
 
 from ahn.ops.window_attention.api import (
-    KeptOutputs,
+    SavedOutputs,
     columns,
     count,
     slot_attention,
@@ -10,7 +10,7 @@ from ahn.ops.window_attention.api import (
 )
 
 __all__ = [
-    "KeptOutputs",
+    "SavedOutputs",
     "columns",
     "count",
     "slot_attention",

@@ -18,9 +18,16 @@ from ahn.ops.window_attention.cudnn_forward import (
 )
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.ops.window_attention.ring_views import columns, count
-from ahn.ops.window_attention.saved import KeptOutputs
+from ahn.ops.window_attention.saved import SavedOutputs
 
-__all__ = ["KeptOutputs", "columns", "count", "slot_attention", "why_not_dense", "window_attention"]
+__all__ = [
+    "SavedOutputs",
+    "columns",
+    "count",
+    "slot_attention",
+    "why_not_dense",
+    "window_attention",
+]
 
 
 def window_attention(
@@ -34,7 +41,7 @@ def window_attention(
     start: int | Tensor,
     scale: float | None = None,
     dropout: float = 0.0,
-    kept: KeptOutputs | None = None,
+    kept: SavedOutputs | None = None,
 ) -> Tensor:
     """Softmax attention of each query over the sinks and its last `window` tokens, itself included.
 

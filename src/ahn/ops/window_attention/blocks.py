@@ -50,10 +50,10 @@ class Piece(NamedTuple):
         """
         if not self.is_far:
             return x.contiguous()
-        from ahn.ops.window_attention.reverse import turn
+        from ahn.ops.window_attention.reverse import reverse
 
         found = torch.empty_like(x, memory_format=torch.contiguous_format)
-        turn(found, x)
+        reverse(found, x)
         return found
 
     def has_all(self, x: Tensor) -> bool:
@@ -73,9 +73,9 @@ class Piece(NamedTuple):
         whole = torch.zeros_like(like) if whole is None else whole
         rows = rows_of(whole)
         if self.is_far:
-            from ahn.ops.window_attention.reverse import turn
+            from ahn.ops.window_attention.reverse import reverse
 
-            turn(rows, part.contiguous(), add=True)
+            reverse(rows, part.contiguous(), add=True)
         elif self.is_first:
             rows.copy_(part)
         else:

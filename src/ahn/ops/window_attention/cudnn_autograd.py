@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ahn.ops.window_attention.blocks import Piece, pieces, rows_in_order
-from ahn.ops.window_attention.cudnn_forward import Part, join
-from ahn.ops.window_attention.saved import KeptOutputs
+from ahn.ops.window_attention.cudnn_forward import Part, merge_lse
+from ahn.ops.window_attention.saved import SavedOutputs
 
 
 def has_single_tokens(length: int, window: int, num_sinks: int, skipped: int) -> bool:
@@ -37,7 +37,7 @@ def whole_window_attention(
     sink_value: Tensor,
     window: int,
     scale: float | None,
-    kept: KeptOutputs | None,
+    kept: SavedOutputs | None,
 ) -> Tensor:
     """See `ahn.ops.window_attention`; the keys are of all tokens from position 0 on.
 
@@ -98,7 +98,7 @@ def attend_pieces(
         else:
             known, new = _part(*own), _part(*parts)
             shared, far = (None, new) if piece.is_far else (new, None)
-            join(known.out, known, shared, far, with_lse=True)
+            merge_lse(known.out, known, shared, far, with_lse=True)
     return found
 
 

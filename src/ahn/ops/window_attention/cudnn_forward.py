@@ -72,7 +72,7 @@ def dense_window_attention(
         parts = _attend_bands(block, keys_seen, values_seen, scale)
         rows = slice(before - first, before - first + block.shape[2])
         out = parts[0].out if whole is None else whole[:, :, rows]
-        join(out, *parts)
+        merge_lse(out, *parts)
     return out if whole is None else whole
 
 
@@ -124,7 +124,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: fl
     return Part(out, lse.reshape(out.shape[:3]))
 
 
-def join(
+def merge_lse(
     out: Tensor, near: Part, shared: Part | None, far: Part | None, with_lse: bool = False
 ) -> None:
     """Write attention over the keys of all parts into `out` `[B, H, C, V]`, which may be `near`'s.
@@ -133,7 +133,7 @@ def join(
         far: of the first P <= C queries, in reverse order.
         with_lse: write the log-sum-exp of all keys into `near` as well.
     """
-    from ahn.ops.window_attention.merge_lse import join_kernel
+    from ahn.ops.window_attention.merge_lse import merge_lse_kernel
 
     if shared is None and far is None and out is near.out:
         return
@@ -141,7 +141,7 @@ def join(
     tensors = [out, *(x for part in (near, shared or near, far or near) for x in part)]
     strides = [stride for x in tensors for stride in x.stride()[:3]]
     block = 32
-    join_kernel[(-(-rows // block), batch * heads)](
+    merge_lse_kernel[(-(-rows // block), batch * heads)](
         *tensors, *strides, heads, rows, 0 if far is None else far.out.shape[2],
         HAS_SHARED=shared is not None, HAS_FAR=far is not None, WITH_LSE=with_lse,
         BLOCK=block, DIM=dim, PADDED=1 << (dim - 1).bit_length(),

@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def join_kernel(
+def merge_lse_kernel(
     target, near, near_lse, shared, shared_lse, far, far_lse,
     target_b, target_h, target_q,
     near_b, near_h, near_q, near_lse_b, near_lse_h, near_lse_q,

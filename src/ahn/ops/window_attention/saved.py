@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 
-class KeptOutputs:
+class SavedOutputs:
     """Of one layer and one forward, in the order in which the layer asks for them.
 
     A run that finds none left, as a second backward pass does, computes them like the first.
