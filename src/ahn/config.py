@@ -50,6 +50,10 @@ class AHNConfig:
         """Tokens seen exactly: up to this length the model equals its base."""
         return self.window + self.num_sinks
 
+    def has_memory(self, layer: int) -> bool:
+        """Whether the layer of that index has a memory; the others look back as the base does."""
+        return layer not in self.full_attention_layers
+
     def with_budget(self, window: int | None = None, num_sinks: int | None = None) -> AHNConfig:
         """The same settings with another window or number of sinks; None keeps the own one."""
         given = {"window": window, "num_sinks": num_sinks}

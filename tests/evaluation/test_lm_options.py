@@ -25,11 +25,11 @@ def test_too_long_samples_are_skipped_and_counted(caplog):
 def test_shuffling_changes_the_state_and_keeps_its_contents():
     model = standin.load("GatedDeltaNet")[0]
     _, cache = ahn.generation.prefill(model, torch.ones(1, 90, dtype=torch.long) * 7)
-    before = [layer.recurrent_state.clone() for layer in cache.memory_layers]
+    before = [layer.states["recurrent_state"].clone() for layer in cache.memory_layers]
     shuffle_memory(cache)
     for old, layer in zip(before, cache.memory_layers):
-        assert not torch.equal(old, layer.recurrent_state)
-        assert torch.equal(old.sort(2).values, layer.recurrent_state.sort(2).values)
+        assert not torch.equal(old, layer.states["recurrent_state"])
+        assert torch.equal(old.sort(2).values, layer.states["recurrent_state"].sort(2).values)
 
 
 def test_folders_memories_and_limits(tmp_path):

@@ -167,7 +167,7 @@ def test_memory_off_generates_from_the_window_alone():
     with ahn.memory_off(model):
         assert torch.equal(model.generate(ids, **GREEDY), greedy_loop(model, ids))
         out = model.generate(ids, return_dict_in_generate=True, **GREEDY)
-        assert out.past_key_values.memory_layers[0].recurrent_state is None
+        assert not out.past_key_values.memory_layers[0].states
 
 
 @torch.no_grad()

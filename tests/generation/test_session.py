@@ -132,7 +132,7 @@ DAMAGE = {
     "no counters": lambda tensors, metadata: metadata.pop("header"),
     "counters cut": lambda tensors, metadata: metadata.update(header=metadata["header"][:-9]),
     "a tensor missing": lambda tensors, metadata: tensors.pop("1.values"),
-    "the state missing": lambda tensors, metadata: tensors.pop("0.recurrent_state"),
+    "the state missing": lambda tensors, metadata: tensors.pop("0.states.recurrent_state"),
     "a tensor too many": lambda tensors, metadata: tensors.update({"7.keys": torch.zeros(1)}),
     "an unknown name": lambda tensors, metadata: tensors.update({"0.window": torch.zeros(1)}),
     "a name of no layer": lambda tensors, metadata: tensors.update(keys=torch.zeros(1)),

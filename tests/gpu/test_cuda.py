@@ -121,7 +121,7 @@ def test_half_precision_generates(cell):
     assert (logits - expected).abs().mean() < 0.05 * expected.abs().mean()
     text = model.generate(ids, max_new_tokens=20, do_sample=False, prefill_chunk_size=64)
     assert text.shape == (2, LENGTH + 20)
-    state = prefill(model, ids)[1].memory_layers[0].recurrent_state
+    state = prefill(model, ids)[1].memory_layers[0].states["recurrent_state"]
     assert state.dtype == torch.float32
     assert state.isfinite().all()
 

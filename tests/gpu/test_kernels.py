@@ -7,7 +7,7 @@ import torch
 from measures import DEVICE, difference
 from torch.utils.checkpoint import checkpoint
 
-from ahn.memory import build_cell
+from ahn.memory import build_memory
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.ssd import ssd
 from tiny_models import over_cells
@@ -146,7 +146,7 @@ def test_gradients_are_the_same_when_checkpointed_under_autocast(name):
 
 
 def run_cell(name, kernels, dtype, weights, inputs):
-    cell = build_cell(name, HIDDEN, HEADS, DIM, kernels=kernels).to(DEVICE, torch.float64)
+    cell = build_memory(name, HIDDEN, HEADS, DIM, kernels=kernels).to(DEVICE, torch.float64)
     cell.load_state_dict(weights)
     cell.to(dtype)
     *tokens, state = inputs
@@ -159,7 +159,7 @@ def run_cell(name, kernels, dtype, weights, inputs):
 @over_cells
 @torch.no_grad()
 def test_a_cell_errs_no_more_than_by_pytorch(cell):
-    fresh = build_cell(cell, HIDDEN, HEADS, DIM).to(DEVICE, torch.float64)
+    fresh = build_memory(cell, HIDDEN, HEADS, DIM).to(DEVICE, torch.float64)
     torch.nn.init.normal_(fresh.o_proj.weight, std=0.3)
     weights = fresh.state_dict()
     for length in (4, 5, 1000):

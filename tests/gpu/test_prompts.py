@@ -7,7 +7,7 @@ import torch
 from measures import DEVICE, difference, pair
 
 from ahn.generation import prefill
-from ahn.memory import build_cell
+from ahn.memory import build_memory
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from tiny_models import left_padded, new_model, over_cells, positions_of
@@ -66,7 +66,9 @@ def test_prefill_by_dense_blocks_errs_no_more_than_the_general_path(cell):
 @torch.no_grad()
 def test_the_fused_read_out_errs_no_more_than_pytorch(cell, length):
     heads, dim, hidden = 4, 64, 96
-    cells = [build_cell(cell, hidden, heads, dim, kernels=k).to(DEVICE) for k in ("auto", "torch")]
+    cells = [
+        build_memory(cell, hidden, heads, dim, kernels=k).to(DEVICE) for k in ("auto", "torch")
+    ]
     torch.nn.init.normal_(cells[0].o_proj.weight, std=0.3)
     cells[1].load_state_dict(cells[0].state_dict())
     read = torch.randn(2, length, heads, dim, device=DEVICE)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from ahn.memory import build_cell
+from ahn.memory import build_memory
 from ahn.ops.gated_mlp.api import ROWS, gated_mlp, why_not_gated_mlp
 from ahn.ops.gated_norm import gated_norm
 from ahn.ops.logit_losses import logit_losses
@@ -77,7 +77,7 @@ def test_losses_of_logits(dtype):
 @over_cells
 @pytest.mark.parametrize("heads", [3, 16, 40])
 def test_norm_and_gate(cell, heads):
-    cell = build_cell(cell, 64, heads, 128).to(DEVICE)
+    cell = build_memory(cell, 64, heads, 128).to(DEVICE)
     fused = cell.fused()
     torch.nn.init.normal_(fused.norm)
     hidden = torch.randn(2, 100, 64, device=DEVICE)

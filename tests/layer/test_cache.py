@@ -29,8 +29,7 @@ BUDGET = WINDOW + 4
 
 def shapes(cache):
     return [
-        {name: (x.shape, x.dtype) for name, x in vars(layer).items() if isinstance(x, torch.Tensor)}
-        for layer in cache.layers
+        {name: (x.shape, x.dtype) for name, x in layer.tensors().items()} for layer in cache.layers
     ]
 
 
@@ -50,8 +49,8 @@ def test_bytes_are_those_of_the_first_tokens_for_ever(cell):
     assert not {name for layer in kept for name in layer} - {
         "keys",
         "values",
-        "gates",
-        "recurrent_state",
+        "write_inputs.gates",
+        "states.recurrent_state",
     }
 
 
@@ -196,8 +195,10 @@ def test_half_precision_keeps_a_float32_state():
     cache = ahn.AHNCache(model.config)
     model(random_ids(30), past_key_values=cache)
     layer = cache.memory_layers[0]
-    assert layer.recurrent_state.dtype == torch.float32
-    assert {layer.keys.dtype, layer.values.dtype, layer.gates.dtype} == {torch.bfloat16}
+    assert layer.states["recurrent_state"].dtype == torch.float32
+    assert {layer.keys.dtype, layer.values.dtype, layer.write_inputs["gates"].dtype} == {
+        torch.bfloat16
+    }
 
 
 @over_cells

@@ -44,8 +44,8 @@ def test_the_cache_holds_the_memorys_bytes_for_any_length(pooling):
     assert sizes[0] == sizes[1]
     with_memory = prefill(model, random_ids(40))[1]
     for pool, memory in zip(cache.memory_layers, with_memory.memory_layers):
-        assert pool.recurrent_state.nbytes == memory.recurrent_state.nbytes
-        assert pool.gates is None
+        assert pool.states["pool"].nbytes == memory.states["recurrent_state"].nbytes
+        assert not pool.write_inputs
 
 
 @over_poolings

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 import ahn
-from ahn.memory import Memory, base, build_cell, cell_by_name, register, registered_cells
+from ahn.memory import (
+    GATES,
+    STATE,
+    Evicted,
+    Memory,
+    build_memory,
+    memory_by_name,
+    register,
+    registered_memories,
+    registry,
+)
+from ahn.ops.gated_norm import gates_of
 from tiny_models import assert_close, base_model, memory_parameters, new_model, over_cells
 
 HIDDEN, HEADS, GROUPS, DIM = 32, 4, 2, 8
@@ -23,7 +34,7 @@ RELEASED = {
 
 
 def fresh(cell, **options):
-    memory = build_cell(cell, HIDDEN, HEADS, DIM, **options).double()
+    memory = build_memory(cell, HIDDEN, HEADS, DIM, **options).double()
     torch.nn.init.normal_(memory.o_proj.weight)
     return memory
 
@@ -36,18 +47,28 @@ def hidden_states(length, batch=2):
     return torch.randn(batch, length, HIDDEN, dtype=torch.float64)
 
 
+def call(memory, hidden, query, key, value, past_gates=None, write_mask=None, state=None):
+    """Read, state and gates of one call; keys and values `[B, E, G, K]`."""
+    write_inputs = None if past_gates is None else {GATES: past_gates}
+    position = torch.arange(key.shape[1])[None]
+    key, value = key.transpose(1, 2), value.transpose(1, 2)
+    evicted = Evicted(key, value, write_inputs, position, write_mask)
+    output = memory(hidden, query, evicted, {} if state is None else {STATE: state})
+    return output.read, output.states[STATE], output.write_inputs[GATES]
+
+
 @over_cells
 def test_shapes(cell):
     memory = fresh(cell)
     hidden, query = hidden_states(9), tokens(5)
     key, value = tokens(5, GROUPS), tokens(5, GROUPS)
-    read, state, gates = memory(hidden, query, key, value, None, None, None)
+    read, state, gates = call(memory, hidden, query, key, value)
     assert read.shape == (2, 5, HEADS, DIM)
     assert state.shape == (2, HEADS, DIM, DIM)
     assert gates.shape == (2, 9, HEADS, memory.num_gates)
-    empty = memory.init_state(2, torch.device("cpu"), torch.float64)
+    empty = memory.init_states(2, torch.device("cpu"), torch.float64)[STATE]
     assert torch.equal(empty, torch.zeros_like(state))
-    again, _, _ = memory(hidden, query, key, value, None, None, empty)
+    again, _, _ = call(memory, hidden, query, key, value, state=empty.double())
     assert torch.equal(again, read)
 
 
@@ -56,7 +77,7 @@ def test_shapes(cell):
 def test_nothing_evicted_leaves_the_state_alone(cell):
     memory, state = fresh(cell), torch.randn(2, HEADS, DIM, DIM, dtype=torch.float64)
     none = tokens(0, GROUPS)
-    read, same, gates = memory(hidden_states(3), tokens(0), none, none, None, None, state)
+    read, same, gates = call(memory, hidden_states(3), tokens(0), none, none, state=state)
     assert same is state
     assert read.shape == (2, 0, HEADS, DIM)
     assert gates.shape[1] == 3
@@ -68,9 +89,9 @@ def test_cached_gates_are_those_of_the_oldest(cell):
     """Evicted tokens take the gates that came with them, then those of the new tokens."""
     memory, hidden = fresh(cell), hidden_states(12)
     query, key, value = tokens(7), tokens(7, GROUPS), tokens(7, GROUPS)
-    whole = memory(hidden, query, key, value, None, None, None)[1]
+    whole = call(memory, hidden, query, key, value)[1]
     past = memory.write_gates(hidden[:, :5])
-    parts = memory(hidden[:, 5:], query, key, value, past, None, None)[1]
+    parts = call(memory, hidden[:, 5:], query, key, value, past)[1]
     assert_close(parts, whole, 1e-12)
 
 
@@ -81,11 +102,11 @@ def test_a_token_that_is_not_kept_writes_nothing(cell):
     query, key, value = tokens(12), tokens(12, GROUPS), tokens(12, GROUPS)
     keep = torch.rand(1, 12) < 0.5
     state = torch.randn(2, HEADS, DIM, DIM, dtype=torch.float64)
-    _, got, gates = memory(hidden, query, key, value, None, keep, state)
+    _, got, gates = call(memory, hidden, query, key, value, None, keep, state)
     kept = keep[0]
     arguments = (query[:, kept], key[:, kept], value[:, kept], gates[:, kept], None, state)
     assert_close(got, memory.write_and_read(*arguments)[1], 1e-12)
-    nothing = memory(hidden, query, key, value, None, torch.zeros_like(keep), state)[1]
+    nothing = call(memory, hidden, query, key, value, None, torch.zeros_like(keep), state)[1]
     assert_close(nothing, state, 1e-12)
 
 
@@ -99,7 +120,7 @@ def test_gradients_are_those_of_finite_differences(cell, length):
     keep = torch.arange(length)[None] != 1
 
     def run(hidden, query, key, value, state, *_):
-        read, state, _ = memory(hidden, query, key, value, None, keep, state)
+        read, state, _ = call(memory, hidden, query, key, value, None, keep, state)
         return read.sum(), state.sum()
 
     arguments = [*(x.requires_grad_() for x in inputs), *parameters]
@@ -137,7 +158,7 @@ def test_names_of_the_optional_parts():
 
 
 def test_initial_values():
-    gated, mamba = (build_cell(name, HIDDEN, 64, DIM) for name in ("GatedDeltaNet", "Mamba2"))
+    gated, mamba = (build_memory(name, HIDDEN, 64, DIM) for name in ("GatedDeltaNet", "Mamba2"))
     assert gated.A_log.max() <= math.log(16)
     assert gated.A_log.exp().std() > 2  # spread over 0 to 16
     step = torch.nn.functional.softplus(gated.dt_bias)
@@ -157,7 +178,7 @@ def test_an_unknown_cell_is_refused_by_name():
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="expected an unused name, got 'DeltaNet'"):
         register(type("DeltaNet", (Memory,), {}))
-    delta_net = cell_by_name("DeltaNet")
+    delta_net = memory_by_name("DeltaNet")
     assert register(delta_net) is delta_net
 
 
@@ -168,18 +189,18 @@ def test_cells_of_other_packages_come_by_entry_point(monkeypatch):
         assert group == "ahn.memories"
         return EntryPoints([point] if name in (None, "Theirs") else [])
 
-    monkeypatch.setattr(base, "entry_points", entry_points)
-    assert cell_by_name("Theirs") is cell_by_name("DeltaNet")
-    assert "Theirs" in registered_cells()
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    assert memory_by_name("Theirs") is memory_by_name("DeltaNet")
+    assert "Theirs" in registered_memories()
 
 
 @over_cells
 def test_gates_of_one_product_equal_those_of_several(cell):
     memory, hidden = fresh(cell), hidden_states(7).requires_grad_()
-    maps = [x for m in memory.fused().gate_maps for x in (m.weight, m.bias) if x is not None]
+    maps = [x for m in memory.spec().gate_maps for x in (m.weight, m.bias) if x is not None]
     apart = (memory.write_gates(hidden), memory.output_gate(hidden))
     found = []
-    for gates in (base.gates_of(hidden, memory.fused()), apart):
+    for gates in (gates_of(hidden, memory.spec()), apart):
         total = sum((i + 1) * x.sin().sum() for i, x in enumerate(gates))
         found.append([*gates, *torch.autograd.grad(total, [hidden, *maps])])
     for one, other in zip(*found):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ahn
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.modeling import attached_classes
 from tiny_models import (
     assert_close,

@@ -2,14 +2,14 @@
 
 import torch
 
-from ahn.memory import build_cell
+from ahn.memory import build_memory
 from ahn.ops.gated_norm import gated_norm
 
 torch.manual_seed(0)
 compared = 0
 for name in ("DeltaNet", "GatedDeltaNet", "Mamba2"):
     for heads, dim in ((4, 16), (3, 24)):
-        cell = build_cell(name, 20, heads, dim)
+        cell = build_memory(name, 20, heads, dim)
         fused = cell.fused()
         with torch.no_grad():
             fused.norm.normal_()

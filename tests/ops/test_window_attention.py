@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ahn.ops.window_attention import slot_attention, window_attention
+from ahn.ops.window_attention import decode_attention, window_attention
 from tiny_models import assert_close
 
 BATCH, HEADS, GROUPS, KEY, VALUE = 2, 4, 2, 8, 12
@@ -113,10 +113,10 @@ def test_fewer_keys_than_queries_are_refused():
 @pytest.mark.parametrize("filled", [None, (1, 9), (20, 3)])
 @pytest.mark.parametrize("scale", [None, 0.7])
 @torch.no_grad()
-def test_slot_attention_is_dense_attention(filled, scale):
+def test_decode_attention_is_dense_attention(filled, scale):
     query, key, value = (x for x in inputs(1, 20, 0)[:3])
     count = (20, 20) if filled is None else filled
-    got = slot_attention(
+    got = decode_attention(
         query, key, value, filled=None if filled is None else torch.tensor(filled), scale=scale
     )
     for row, n in enumerate(count):

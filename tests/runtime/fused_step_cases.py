@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import ahn
 from ahn.generation import prefill
-from ahn.layer.context import MEMORY, WINDOW
+from ahn.layer.modes import MEMORY, WINDOW
 from ahn.ops import overlap
 from ahn.ops.decoding import api as decoding
 from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
@@ -23,7 +23,7 @@ from ahn.runtime.fused_decoder import FusedDecoder
 from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids
 from watched_memory import mend_indexing, unwritten_is_nan, watch
 
-BUFFERS = ("keys", "values", "gates", "recurrent_state")
+BUFFERS = ("keys", "values", "write_inputs.gates", "states.recurrent_state")
 NEW = 5  # tokens
 
 
@@ -66,7 +66,7 @@ def assert_equals_the_general_path(model, ids, mask=None, mode=MEMORY):
     assert_close(got, expected, 1e-5)
     for layer, twin in zip(cache.memory_layers, other.memory_layers):
         for name in BUFFERS if mode == MEMORY else BUFFERS[:2]:
-            assert_close(getattr(twin, name), getattr(layer, name), 1e-5, name)
+            assert_close(twin.tensors()[name], layer.tensors()[name], 1e-5, name)
 
 
 @pytest.mark.parametrize(("family", "cell"), TRIOS)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahn.bench.machine import median_seconds, synchronize
-from ahn.memory import build_cell, registered_cells
+from ahn.memory import build_memory, registered_memories
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training.losses import head_losses
@@ -99,8 +99,8 @@ def _cells(tokens: int, heads: int, groups: int, dim: int, dtype: torch.dtype) -
     key, value = (
         torch.randn(1, tokens, groups, dim, dtype=dtype, requires_grad=True) for _ in "kv"
     )
-    for name in registered_cells():
-        cell = build_cell(name, heads * dim, heads, dim)
+    for name in registered_memories():
+        cell = build_memory(name, heads * dim, heads, dim)
         nn.init.normal_(cell.o_proj.weight, std=0.02)
 
         def forward(cell: nn.Module = cell) -> Tensor:

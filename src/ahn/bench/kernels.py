@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ahn.bench.machine import median_seconds
-from ahn.memory import registered_cells
+from ahn.memory import registered_memories
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.layout import repeat_heads
 from ahn.ops.ssd import ssd
@@ -81,7 +81,7 @@ def _recurrences(
     known = [*_ours(text, gates)]
     if peers and key.is_cuda and find_spec("fla") is not None and dtype != torch.float32:
         known += [*_fla(text, gates)]
-    for name in registered_cells():
+    for name in registered_memories():
         yield from (each for each in known if each.memory == name)
 
 

@@ -22,6 +22,7 @@ from ahn.config import AHNConfig
 from ahn.cost import Shape
 from ahn.hf.liger import use_liger, uses_liger
 from ahn.layer.cache import AHNCache
+from ahn.memory import GATES, STATE
 from ahn.modeling import attach, detach, disabled, memory_off
 
 METHODS = ("ahn", "window", "full")
@@ -162,5 +163,5 @@ def _fill_layer(bench: BenchModel, layer: Any, batch: int, method: str, tokens: 
     layer.seen = tokens
     if method == "ahn":
         heads, dim, slots = shape.heads, shape.head_dim, layer.keys.shape[2]
-        layer.gates = torch.randn(batch, heads, slots, bench.num_gates, dtype=dtype)
-        layer.recurrent_state = torch.randn(batch, heads, dim, dim, dtype=torch.float32)
+        layer.write_inputs[GATES] = torch.randn(batch, heads, slots, bench.num_gates, dtype=dtype)
+        layer.states[STATE] = torch.randn(batch, heads, dim, dim, dtype=torch.float32)

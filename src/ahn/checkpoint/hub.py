@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ahn.checkpoint.card import model_card
 from ahn.checkpoint.memory import base_of, memory_state, save_pretrained
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 
 HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "force_download")
 MEMORY_FILES = ["*.json", "*.safetensors"]

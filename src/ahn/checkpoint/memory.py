@@ -25,7 +25,7 @@ from ahn.checkpoint.names import (
 )
 from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.io.checksum import has_checksum, read_json, write_tensors
 from ahn.io.files import write_json
 from ahn.modeling.saving import PREFIX, is_memory

@@ -20,10 +20,9 @@ from transformers import (
 from ahn import embedded, generation
 from ahn.checkpoint import from_pretrained, has_memory
 from ahn.config import AHNConfig
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.hf.liger import use_liger
 from ahn.io.text import encode_pieces
-from ahn.layer.context import FULL
 from ahn.modeling import attach, disabled, memory_off
 from ahn.modeling.attached import AHNModelMixin
 
@@ -111,7 +110,10 @@ def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
     """
     ids = encode_pieces(loaded.tokenizer, texts)
     with loaded.context:
-        if not isinstance(loaded.model, AHNModelMixin) or attached_state(loaded.model).mode == FULL:
+        if (
+            not isinstance(loaded.model, AHNModelMixin)
+            or not attached_state(loaded.model).mode.is_bounded
+        ):
             _answer_with_full_attention(loaded, torch.cat(list(ids), 1), options)
             return
         printer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)

@@ -16,7 +16,7 @@ from ahn.config import AHNConfig
 from ahn.demo.documents import Document, evaluation_documents, training_batches
 from ahn.demo.result import FULL, WINDOW, DemoResult, Reading, Training, summarise
 from ahn.evaluation import CHUNK, held_bytes, new_cache, stream_losses
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.modeling import attach, disabled, memory_off
 from ahn.training import distill
 

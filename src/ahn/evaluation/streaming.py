@@ -12,9 +12,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from ahn.generation.prefilling import split
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.layer.cache import AHNCache
-from ahn.layer.context import FULL
 from ahn.modeling.attached import AHNModelMixin
 
 CHUNK = 512  # tokens whose logits exist at a time
@@ -80,7 +79,7 @@ def stream_losses(
 
 def new_cache(model: PreTrainedModel) -> Cache:
     """An empty cache for what the model looks at now: bounded, or growing for full attention."""
-    if isinstance(model, AHNModelMixin) and attached_state(model).mode != FULL:
+    if isinstance(model, AHNModelMixin) and attached_state(model).mode.is_bounded:
         return AHNCache(model.config)
     return DynamicCache(config=model.config)
 

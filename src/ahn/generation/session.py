@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from ahn.io.files import written_whole
 from ahn.layer.cache import AHNCache
-from ahn.layer.cache_layer import BATCHED, AHNCacheLayer
-from ahn.layer.context import POOLED
+from ahn.layer.cache_layer import AHNCacheLayer
+from ahn.layer.modes import MODES
 
 FORMAT = "ahn-session-1"
 COUNTERS = ("seen", "max_padding", "mode")
@@ -56,10 +56,11 @@ def load_session(path: str | os.PathLike[str], model: PreTrainedModel) -> AHNCac
         raise ValueError(f"{path}: expected a session: expected a whole one of this model, "
                          f"got: {error}") from error  # fmt: skip
     for key, tensor in tensors.items():
-        index, name = key.split(".")
+        index, name = key.split(".", 1)
         target: Any = cache.layers[int(index)]
         place = model.get_decoder().layers[int(index)].self_attn.o_proj.weight.device
-        setattr(target, name, tensor.to(place))
+        # A copy: what is mapped from a file may lie where sums round differently.
+        _put(target, name, tensor.to(place, copy=True))
         if name == "keys":
             target.dtype, target.device = tensor.dtype, place
             target.is_initialized = True
@@ -88,11 +89,22 @@ def _check(
             heads = (config.num_key_value_heads, head_dim)
             if (tensor.shape[1], tensor.shape[3]) != heads or tensor.dtype != model.dtype:
                 raise ValueError(f"{name} of {_kind(tensor)} instead of {heads}, {model.dtype}")
-        elif name.endswith(".recurrent_state"):
-            mode = header["counters"][int(name.split(".")[0])]["mode"]
-            count = config.num_key_value_heads if mode in POOLED else config.num_attention_heads
-            if tensor.shape[1] != count:
-                raise ValueError(f"{tensor.shape[1]} heads instead of {count}")
+        elif ".states." in name:
+            _check_state(name, tensor, header["counters"], model)
+
+
+def _check_state(name: str, tensor: Tensor, counters: Any, model: PreTrainedModel) -> None:
+    """Raise ValueError where a state is not one that the layer's memory holds in that mode."""
+    index, _, state = name.split(".", 2)
+    memory: Any = model.get_decoder().layers[int(index)].ahn.fn
+    sizes = (memory.num_heads, memory.num_key_value_heads, memory.head_dim)
+    if MODES[counters[int(index)]["mode"]].uses_memory:
+        spec = memory.state_specs(*sizes).get(state)
+        expected = None if spec is None else spec.shape
+        if tuple(tensor.shape[1:]) != expected:
+            raise ValueError(f"{state} of {list(tensor.shape[1:])} instead of {expected}")
+    elif tensor.shape[1] != memory.num_key_value_heads:
+        raise ValueError(f"{tensor.shape[1]} heads instead of {memory.num_key_value_heads}")
 
 
 def _restore_counters(layer: Any, values: dict[str, Any]) -> None:
@@ -102,9 +114,17 @@ def _restore_counters(layer: Any, values: dict[str, Any]) -> None:
 
 
 def _tensors(layer: Any) -> dict[str, Tensor]:
-    names = BATCHED if isinstance(layer, AHNCacheLayer) else ("keys", "values")
-    found = {name: getattr(layer, name) for name in names}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
+    if isinstance(layer, AHNCacheLayer):
+        return layer.tensors()
+    tensors = {name: getattr(layer, name) for name in ("keys", "values")}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def _put(layer: Any, name: str, tensor: Tensor) -> None:
+    if isinstance(layer, AHNCacheLayer):
+        layer.set_tensor(name, tensor)
+    else:
+        setattr(layer, name, tensor)
 
 
 def _kind(tensor: Tensor) -> list[Any]:

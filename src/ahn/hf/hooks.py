@@ -11,19 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from ahn.config import AHNConfig
+from ahn.hf.attached_state import AttachedState
 from ahn.hf.inputs import packed_documents, row_padding
 from ahn.layer.attention import NAME
 from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import AHNCacheLayer
-from ahn.layer.context import FULL, MEMORY, POOLED, DecodePlacement, ForwardContext, LayerContext
+from ahn.layer.context import DecodePlacement, ForwardContext, LayerContext
+from ahn.layer.modes import Mode, mode_named
+from ahn.layer.ring import token_positions
 from ahn.memory import Memory, PositionRouter
 
-CONTEXT = "ahn_context"  # keyword under which a ForwardContext travels through the decoder's layers
+CONTEXT = "ahn_context"  # keyword under which a ForwardContext travels through the layers
 PROMPT = "ahn_prompt"  # keyword that tells `GenerateStep` the prompt's length; nobody else looks
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class AHNLayer(nn.Module):
-    """`decoder_layer.ahn`: holds the cell under the released name `fn`."""
+    """`decoder_layer.ahn`: holds the memory under the released name `fn`."""
 
     def __init__(self, fn: Memory) -> None:
         super().__init__()
@@ -36,9 +41,25 @@ class AttentionHook:
     def __init__(self, layer: nn.Module, index: int, is_last: bool) -> None:
         self.layer, self.index, self.is_last = layer, index, is_last
 
-    def __call__(
-        self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        self._check_caller(attention, kwargs)
+        forward: ForwardContext = kwargs.pop(CONTEXT)
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        memory: AHNLayer | None = getattr(self.layer, "ahn", None)
+        router: PositionRouter | None = getattr(self.layer, "ahn_router", None)
+        cache_layer = self._cache_layer(kwargs.get("past_key_values"), forward, memory, hidden)
+        context = LayerContext(
+            forward=forward,
+            memory=None if memory is None else memory.fn,
+            router=router,
+            hidden=hidden,
+            position_embeddings=kwargs.get("position_embeddings"),
+            cache=cache_layer,
+            is_last=self.is_last,
+        )
+        return args, {**kwargs, "ahn": context}
+
+    def _check_caller(self, attention: Any, kwargs: dict[str, Any]) -> None:
         if CONTEXT not in kwargs:
             raise RuntimeError(
                 f"{type(attention).__name__}: expected to be called by the attached decoder"
@@ -48,122 +69,93 @@ class AttentionHook:
                 f"attn_implementation: expected {NAME!r} on an attached model, got "
                 f"{attention.config._attn_implementation!r} (use model.set_attn_implementation)"
             )
-        step = kwargs.pop(CONTEXT)
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        cache = kwargs.get("past_key_values")
+
+    def _cache_layer(
+        self, cache: Any, forward: ForwardContext, memory: AHNLayer | None, hidden: Tensor
+    ) -> AHNCacheLayer | None:
+        """The cache of a layer with a memory, ready for its update; None elsewhere."""
         # A cache of full attention may have no layers yet: it makes them as they come.
         layers = () if cache is None else cache.layers
-        layer_cache = layers[self.index] if self.index < len(layers) else None
-        memory: AHNLayer | None = getattr(self.layer, "ahn", None)
-        router: PositionRouter | None = getattr(self.layer, "ahn_router", None)
-        if isinstance(layer_cache, AHNCacheLayer):
-            layer_cache.expects_update = True
-            if step.padding is not None:
-                layer_cache.set_padding(step.padding.to(hidden.device), step.max_padding)
-        elif step.mode != FULL and memory is not None and layer_cache is not None:
+        layer = layers[self.index] if self.index < len(layers) else None
+        if isinstance(layer, AHNCacheLayer):
+            layer.expects_update = True
+            if forward.padding is not None:
+                layer.set_padding(forward.padding.to(hidden.device), forward.max_padding)
+            return layer if memory is not None else None
+        if forward.mode.is_bounded and memory is not None and layer is not None:
             raise TypeError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
-        call = LayerContext(
-            step=step,
-            memory=None if memory is None else memory.fn,
-            router=router,
-            hidden=hidden,
-            rope=kwargs.get("position_embeddings"),
-            cache=layer_cache if memory is not None else None,
-            ends=self.is_last and step.keeps_alone and cache is not None and step.decoding is None,
-        )
-        return args, {**kwargs, "ahn": call}
+        return None
 
 
 class DecoderHook:
     """Before the decoder: settle once a forward what its layers share.
 
     Three keywords of a forward override the attached settings for that call, without a cache
-    of other settings: `ahn_mode` (`full`, `window`, `memory` or one of `ahn.layer.context.POOLED`),
+    of other settings: `ahn_mode` (a `Mode`, or the name of one in `ahn.layer.modes.MODES`),
     `ahn_window`, `ahn_sinks`.
     A fourth, `ahn_position` `[B]`, says on the device where one new token of every row goes; the
     host's counters are then the caller's (`AHNCache.advance`), so the forward can be captured.
-    A fifth, `ahn_keeps_alone`, ends the forward as `ahn.runtime.fill_cache.read` expects it.
     """
 
-    def __init__(self, config: AHNConfig) -> None:
-        self.config = config
-        self.mode = MEMORY
-        self.warned = False
+    def __init__(self, state: AttachedState) -> None:
+        self.state = state
 
-    def __call__(
-        self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         if args:
             kwargs = {**dict(zip(inspect.signature(decoder.forward).parameters, args)), **kwargs}
-        step, position = self._settings(kwargs), kwargs.pop("ahn_position", None)
+        context, position = self._settings(kwargs), kwargs.pop("ahn_position", None)
         if position is not None:
-            step = _placed(kwargs, step, position)
-            return (), {**kwargs, CONTEXT: step}
+            context = _placed(kwargs, context, position)
+            return (), {**kwargs, CONTEXT: context}
         inputs = kwargs.get("input_ids")
         batch, length = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[:2]
         if length == 0:
             raise ValueError("input: expected at least one token, got an empty prompt")
-        if step.mode == FULL:
-            _refuse_bounded_cache(kwargs.get("past_key_values"))
+        if context.mode.is_bounded:
+            context = self._bounded(decoder, kwargs, context, batch, length)
         else:
-            step = self._bounded(decoder, kwargs, step, batch, length)
-        return (), {**kwargs, CONTEXT: step}
+            _refuse_bounded_cache(kwargs.get("past_key_values"))
+        return (), {**kwargs, CONTEXT: context}
 
     def _settings(self, kwargs: dict[str, Any]) -> ForwardContext:
         kwargs.pop(PROMPT, None)
         window, sinks = kwargs.pop("ahn_window", None), kwargs.pop("ahn_sinks", None)
+        mode = kwargs.pop("ahn_mode", None) or self.state.mode
+        config = self.state.config.with_budget(window, sinks)
         return ForwardContext(
-            mode=kwargs.pop("ahn_mode", None) or self.mode,
-            window=self.config.window if window is None else window,
-            num_sinks=self.config.num_sinks if sinks is None else sinks,
-            keeps_alone=kwargs.pop("ahn_keeps_alone", False),
+            mode=mode if isinstance(mode, Mode) else mode_named(mode),
+            window=config.window,
+            num_sinks=config.num_sinks,
+            kernels=self.state.kernels,
         )
 
     def _bounded(
-        self, decoder: Any, kwargs: dict[str, Any], step: ForwardContext, batch: int, length: int
+        self, decoder: Any, kwargs: dict[str, Any], context: ForwardContext, batch: int, length: int
     ) -> ForwardContext:
         """The cache, padding and packed documents of a forward that is not full attention."""
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         segments = None
         if cache is None and mask is None:
             segments = packed_documents(kwargs.get("position_ids"), batch)
-        if cache is None and segments is None and _wants_cache(decoder, kwargs):
-            cache = kwargs["past_key_values"] = AHNCache(decoder.config)
         if segments is not None:
             kwargs["use_cache"] = False  # else the decoder makes a cache that grows
-        seen = 0 if cache is None else _claim(cache, step)
+        elif cache is None and _wants_cache(decoder, kwargs):
+            cache = kwargs["past_key_values"] = AHNCache(decoder.config)
+        seen = 0 if cache is None else _claim(cache, context)
         self._warn_beyond(decoder, seen + length)
         padding, largest = row_padding(mask, cache, seen, length)
-        if mask is None and padding is not None and self.config.full_attention_layers:
-            index = torch.arange(seen + length, device=padding.device)
-            kwargs["attention_mask"] = index >= padding[:, None]
-        step = replace(step, padding=padding, max_padding=largest, segments=segments)
-        if cache is not None and length == 1 and _can_decode(self.config, step, seen):
-            return self._decoding(kwargs, cache, step, seen)
-        return step
-
-    def _decoding(
-        self, kwargs: dict[str, Any], cache: AHNCache, step: ForwardContext, seen: int
-    ) -> ForwardContext:
-        """One new token a row, in its place in the cache; counts it."""
-        index = torch.full((1,), seen, device=cache.memory_layers[0].device)
-        position = index if step.padding is None else index - step.padding
-        decoding = DecodePlacement.at(
-            position,
-            step.window,
-            step.num_sinks,
-            limit=min(seen + 1, step.budget),
-            is_exact=seen + 1 - step.max_padding >= min(seen + 1, step.budget),
-            in_order=step.padding is None and seen < step.budget,
-        )
-        _settle_inputs(kwargs, index)
-        cache.advance()
-        return replace(step, decoding=decoding)
+        if mask is None and padding is not None and self.state.config.full_attention_layers:
+            positions = token_positions(0, seen + length, padding, padding.device)
+            kwargs["attention_mask"] = positions >= 0
+        context = replace(context, padding=padding, max_padding=largest, segments=segments)
+        if cache is not None and length == 1 and _can_decode(self.state.config, context, seen):
+            return _decoding(kwargs, cache, context, seen)
+        return context
 
     def _warn_beyond(self, decoder: Any, length: int) -> None:
         limit = getattr(decoder.config, "max_position_embeddings", None)
-        if limit and length > limit and not self.warned:
-            self.warned = True
+        if limit and length > limit and not self.state.warned:
+            self.state.warned = True
             warnings.warn(
                 f"{length} tokens are more than the base model's max_position_embeddings={limit}; "
                 "its positions beyond that are untrained",
@@ -171,20 +163,40 @@ class DecoderHook:
             )
 
 
-def _can_decode(config: AHNConfig, step: ForwardContext, seen: int) -> bool:
-    """Whether one new token may go through the cache's slots: every row has begun, and bounded."""
-    begun = 0 < seen >= step.max_padding and step.mode not in POOLED
+def _can_decode(config: AHNConfig, context: ForwardContext, seen: int) -> bool:
+    """Whether one new token may go through the ring in place: every row has begun, and bounded."""
+    begun = 0 < seen >= context.max_padding and context.mode.decodes_in_place
     return begun and not config.full_attention_layers and not torch.is_grad_enabled()
 
 
-def _placed(kwargs: dict[str, Any], step: ForwardContext, position: Tensor) -> ForwardContext:
-    """One new token a row at a position that only the device knows."""
-    if step.mode in POOLED:
-        raise ValueError(f"ahn_position: expected the memory or the window alone, got {step.mode}")
-    _settle_inputs(kwargs, position)
-    return replace(
-        step, decoding=DecodePlacement.at(position, step.window, step.num_sinks, limit=step.budget)
+def _decoding(
+    kwargs: dict[str, Any], cache: AHNCache, context: ForwardContext, seen: int
+) -> ForwardContext:
+    """One new token a row, in its place in the cache; counts it."""
+    device = cache.memory_layers[0].device
+    limit = min(seen + 1, context.budget)
+    decode = DecodePlacement.at(
+        token_positions(seen, 1, context.padding, device)[:, 0],
+        context.window,
+        context.num_sinks,
+        limit=limit,
+        is_exact=seen + 1 - context.max_padding >= limit,
+        in_order=context.padding is None and seen < context.budget,
     )
+    _settle_inputs(kwargs, torch.full((1,), seen, device=device))
+    cache.advance()
+    return replace(context, decode=decode)
+
+
+def _placed(kwargs: dict[str, Any], context: ForwardContext, position: Tensor) -> ForwardContext:
+    """One new token a row at a position that only the device knows."""
+    if not context.mode.decodes_in_place:
+        raise ValueError(
+            f"ahn_position: expected the memory or the window alone, got {context.mode}"
+        )
+    _settle_inputs(kwargs, position)
+    decode = DecodePlacement.at(position, context.window, context.num_sinks, limit=context.budget)
+    return replace(context, decode=decode)
 
 
 def _settle_inputs(kwargs: dict[str, Any], position: Tensor) -> None:
@@ -206,13 +218,13 @@ def _refuse_bounded_cache(cache: Any) -> None:
         raise TypeError("past_key_values: expected a cache of full attention, got an AHNCache")
 
 
-def _claim(cache: Any, step: ForwardContext) -> int:
+def _claim(cache: Any, context: ForwardContext) -> int:
     """Tokens the cache has read; raises where it was made for other settings."""
     if not isinstance(cache, AHNCache):
         raise TypeError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
-    expected = (step.mode, step.window, step.num_sinks)
+    expected = (context.mode.name, context.window, context.num_sinks)
     for layer in cache.memory_layers:
-        layer.mode = layer.mode or step.mode
+        layer.mode = layer.mode or context.mode.name
         got = (layer.mode, layer.window, layer.num_sinks)
         if got != expected:
             raise ValueError(

@@ -7,20 +7,12 @@ from typing import Any
 import torch
 
 from ahn.config import AHNConfig
+from ahn.hf.attached_state import ATTACHED, AttachedState
 from ahn.hf.hooks import AHNLayer, AttentionHook, DecoderHook
 from ahn.hf.support import check_supported, decoder_layers, head_dim
-from ahn.memory import PositionRouter, build_cell
+from ahn.memory import PositionRouter, build_memory
 
-ATTACHED = "ahn_decoder_hook"  # attribute of the decoder that holds its hook
 HANDLES = "ahn_hook_handles"
-
-
-def attached_state(model: Any) -> DecoderHook:
-    """The hook of an attached model; ValueError where nothing is attached."""
-    hook = getattr(model.get_decoder(), ATTACHED, None) if hasattr(model, "get_decoder") else None
-    if hook is None:
-        raise ValueError(f"expected a model with a memory attached, got {type(model).__name__}")
-    return hook
 
 
 def install(model: Any, config: AHNConfig, kernels: str = "auto") -> None:
@@ -30,13 +22,13 @@ def install(model: Any, config: AHNConfig, kernels: str = "auto") -> None:
     handles = []
     layers = decoder_layers(model)
     for index, layer in enumerate(layers):
-        if index not in config.full_attention_layers:
+        if config.has_memory(index):
             _add_memory(model, layer, config, kernels)
         before = AttentionHook(layer, index, is_last=index == len(layers) - 1)
         handles.append(layer.self_attn.register_forward_pre_hook(before, with_kwargs=True))
-    hook = DecoderHook(config)
-    handles.append(decoder.register_forward_pre_hook(hook, with_kwargs=True))
-    setattr(decoder, ATTACHED, hook)
+    state = AttachedState(config, kernels)
+    handles.append(decoder.register_forward_pre_hook(DecoderHook(state), with_kwargs=True))
+    setattr(decoder, ATTACHED, state)
     setattr(decoder, HANDLES, handles)
 
 
@@ -55,16 +47,17 @@ def uninstall(model: Any) -> None:
 
 def _add_memory(model: Any, layer: Any, config: AHNConfig, kernels: str) -> None:
     text = model.config.get_text_config(decoder=True)
-    cell = build_cell(
+    memory = build_memory(
         config.memory,
         text.hidden_size,
         text.num_attention_heads,
         head_dim(text),
-        use_q_proj=config.use_q_proj,
+        num_key_value_heads=getattr(text, "num_key_value_heads", None),
         kernels=kernels,
+        **({"use_q_proj": True} if config.use_q_proj else {}),
     )
     place = _place_of(layer.self_attn.o_proj, model)
-    layer.ahn = AHNLayer(cell).to(**place)
+    layer.ahn = AHNLayer(memory).to(**place)
     if config.use_router:
         layer.ahn_router = PositionRouter(text.num_attention_heads).to(**place)
 

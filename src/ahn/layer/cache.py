@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +12,14 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ahn.config import AHNConfig
-from ahn.layer.cache_layer import BATCHED, AHNCacheLayer
+from ahn.layer.cache_layer import AHNCacheLayer
 
 
 class AHNCache(Cache):
-    """What an attached model remembers of a text: pass it as `past_key_values`.
+    """What an attached model holds of a text: pass it as `past_key_values`.
+
+    Each layer chooses: one with a memory has an `AHNCacheLayer`, the others have the layer that
+    the base's own cache would give them.
 
     Args:
         config: the attached model's config.
@@ -35,22 +39,20 @@ class AHNCache(Cache):
         self.settings = ahn.to_dict() | {"num_hidden_layers": text_config.num_hidden_layers}
         super().__init__(
             layers=[
-                DynamicLayer() if index in ahn.full_attention_layers else AHNCacheLayer(ahn)
+                AHNCacheLayer(ahn) if ahn.has_memory(index) else DynamicLayer()
                 for index in range(text_config.num_hidden_layers)
             ]
         )
 
     @property
     def memory_layers(self) -> list[AHNCacheLayer]:
-        """The layers that have a memory (the others keep full attention and grow)."""
+        """The layers that have a memory (the others hold what the base's would)."""
         return [layer for layer in self.layers if isinstance(layer, AHNCacheLayer)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors held, of full-attention layers too."""
-        growing = [x for x in self.layers if isinstance(x, DynamicLayer)]
-        exact = [x for layer in growing for x in (layer.keys, layer.values) if x is not None]
-        return sum(x.nbytes for x in exact) + sum(layer.nbytes for layer in self.memory_layers)
+        """Bytes of all tensors held, of layers without a memory too."""
+        return sum(_nbytes(layer) for layer in self.layers)
 
     def advance(self) -> None:
         """Count one more token, that every layer is given without counting it."""
@@ -85,28 +87,45 @@ class AHNCache(Cache):
         return copy.deepcopy(self)
 
 
+def _nbytes(layer: Any) -> int:
+    if isinstance(layer, AHNCacheLayer):
+        return layer.nbytes
+    return sum(x.nbytes for x in (layer.keys, layer.values) if x is not None)
+
+
 @torch.no_grad()
 def _joined(layers: Sequence[AHNCacheLayer]) -> AHNCacheLayer:
-    """A shorter text is one with padding on its left: a token's slot depends on its position."""
+    """A shorter text is one with padding on its left: a token's row depends on its position."""
     joined = copy.copy(layers[0])
     joined.seen = max(layer.seen for layer in layers)
-    for name in BATCHED:
-        setattr(joined, name, _rows(layers, name))
+    joined.keys = torch.cat([layer.keys for layer in layers])
+    joined.values = torch.cat([layer.values for layer in layers])
+    joined.write_inputs = _joined_by_name(layers, "write_inputs")
+    joined.states = _joined_by_name(layers, "states")
     missing = [joined.seen - layer.seen for layer in layers for _ in range(len(layer.keys))]
     padding = torch.tensor(missing, device=joined.keys.device)
-    padding = padding if joined.padding is None else padding + joined.padding
+    padding += torch.cat([_padding(layer) for layer in layers])
     joined.max_padding = int(padding.max())
     joined.padding = padding if joined.max_padding else None
     return joined
 
 
-def _rows(layers: Sequence[AHNCacheLayer], name: str) -> Tensor | None:
-    """The rows of all layers' tensors of that name; zeros for those who have none yet."""
-    tensors = [getattr(layer, name) for layer in layers]
-    like = next((x for x in tensors if x is not None), None)
-    if like is None:
-        return None
-    sizes = [len(layer.keys) for layer in layers]
-    return torch.cat(
-        [like.new_zeros(n, *like.shape[1:]) if x is None else x for x, n in zip(tensors, sizes)]
-    )
+def _joined_by_name(layers: Sequence[AHNCacheLayer], kind: str) -> dict[str, Tensor]:
+    """All layers' tensors of a kind, row after row; zeros for those that have none yet."""
+    tensors: list[dict[str, Tensor]] = [getattr(layer, kind) for layer in layers]
+    like = {name: x for named in tensors for name, x in named.items()}
+    return {
+        name: torch.cat(
+            [
+                named.get(name, x.new_zeros(len(layer.keys), *x.shape[1:]))
+                for named, layer in zip(tensors, layers)
+            ]
+        )
+        for name, x in like.items()
+    }
+
+
+def _padding(layer: AHNCacheLayer) -> Tensor:
+    if layer.padding is not None:
+        return layer.padding
+    return torch.zeros(len(layer.keys), dtype=torch.long, device=layer.keys.device)

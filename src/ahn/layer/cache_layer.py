@@ -1,8 +1,8 @@
-"""One layer of the bounded cache: sinks + ring of the window + write gates + recurrent state."""
+"""One layer of the bounded cache: sinks, the ring of the window, what waits there, and states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,23 +10,36 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ahn.config import AHNConfig
-from ahn.layer.ring import gather_rows, put_rows, slot_of, spans
-from ahn.ops.moving import wide
+from ahn.layer.ring import (
+    Pairs,
+    gather_rows,
+    put_rows,
+    ring_index,
+    ring_slices,
+    store_by_row,
+    store_in_order,
+    token_positions,
+)
 
-Pieces = tuple[Tensor, ...]
-Pairs = list[tuple[Tensor, Tensor]]  # a buffer, and new tokens for it
-Ranges = tuple[tuple[int, int], ...]
-BATCHED = ("keys", "values", "gates", "recurrent_state", "padding")
+Views = tuple[Tensor, ...]
+PLAIN = ("keys", "values", "padding")
+NAMED = ("write_inputs", "states")  # dictionaries of tensors
 
 
 class AHNCacheLayer(CacheLayerMixin):
-    """One layer's memory of a text; its bytes are fixed by the first forward.
+    """What one layer holds of a text; its bytes are fixed by the first forward.
 
-    A token at position p (real tokens of its row counted from 0) lives in slot p if it is a
-    sink, else in slot S + (p - S) % W of `keys` and `values` `[B, G, S + W, K]`. So up to the
-    budget slots are in order, and the slot a new token takes is that of the token it evicts.
-    `gates` `[B, H, S + W, n]` has the same slots; `recurrent_state` is `[B, H, K, V]`,
-    float32; where a pool takes the memory's place it is that, `[B, G, P, K + V]`.
+    A token at position p (real tokens of its row counted from 0) lives in row p of `keys` and
+    `values` `[B, G, S + W, *]` if it is a sink, else in row S + (p - S) % W. So up to the budget
+    the rows are in order, and the row a new token takes is that of the token it evicts.
+
+    Attributes:
+        write_inputs: by name `[B, h, S + W, n]`, what the memory needs to write a token once it
+            leaves the window; it has the same rows.
+        states: by name `[B, ...]`, what the memory holds, see `Memory.state_specs`.
+        padding: `[B]`, left-padding tokens of each row; None is none.
+        seen: tokens read by every row, padding included.
+        mode: name of the mode that has filled it.
     """
 
     is_sliding = True  # so that masks are sized by the full-attention layers, where there are any
@@ -43,10 +56,10 @@ class AHNCacheLayer(CacheLayerMixin):
         """Forget everything and give the memory back."""
         self.keys: Any = None
         self.values: Any = None
-        self.gates: Tensor | None = None
-        self.recurrent_state: Tensor | None = None
-        self.padding: Tensor | None = None  # [B]
-        self.seen = 0  # tokens read by every row, padding included
+        self.write_inputs: dict[str, Tensor] = {}
+        self.states: dict[str, Tensor] = {}
+        self.padding: Tensor | None = None
+        self.seen = 0
         self.max_padding = 0
         self.mode: str | None = None
         self.is_initialized = self.expects_update = False
@@ -55,16 +68,16 @@ class AHNCacheLayer(CacheLayerMixin):
         """Allocate `[B, G, S + W, *]` for keys and values like these."""
         self.dtype, self.device = key_states.dtype, key_states.device
         batch, groups, _, _ = key_states.shape
-        slots = self.num_sinks + self.window
+        rows = self.num_sinks + self.window
         self.keys, self.values = (
-            x.new_zeros(batch, groups, slots, x.shape[-1]) for x in (key_states, value_states)
+            x.new_zeros(batch, groups, rows, x.shape[-1]) for x in (key_states, value_states)
         )
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Called by the model's own attention: the new tokens pass on, `store` or `put` keeps them.
+        """Called by the model's own attention: new tokens pass on; `append` or `put` stores them.
 
         Raises TypeError where no memory is attached: attention would see the chunk alone.
         """
@@ -84,104 +97,115 @@ class AHNCacheLayer(CacheLayerMixin):
         self.padding, self.max_padding = padding, max_padding
 
     def positions(self, first: int, length: int) -> Tensor:
-        """Positions `[B or 1, length]` of the tokens from `first` on; padding has negative ones."""
-        index = first + torch.arange(length, device=self.keys.device)[None]
-        return index if self.padding is None else index - self.padding[:, None]
+        """Positions `[B or 1, length]` of the tokens from index `first` on."""
+        return token_positions(first, length, self.padding, self.keys.device)
 
-    def recent(self) -> tuple[Pieces, Pieces, Pieces | None]:
-        """The last m <= W tokens in order: keys, values `[B, G, m, *]`, gates `[B, H, m, n]`.
-
-        Each in pieces: views of the ring, that the next `store` overwrites, or copies where rows
-        differ. Sinks and padding may be among them; neither is ever written into the state.
-        """
-        m = min(self.seen, self.window)
-        buffers = (self.keys, self.values, self.gates)
-        if self.padding is None:
-            parts = spans(self.seen - m, m, self.window, self.num_sinks)
-            taken = [x if x is None else tuple(x[:, :, s] for s in parts) for x in buffers]
-        else:
-            position = self.positions(self.seen - m, m).clamp(min=0)
-            slots = slot_of(position, self.window, self.num_sinks)
-            taken = [x if x is None else (gather_rows(x, slots),) for x in buffers]
-        keys, values, gates = taken
-        assert keys is not None and values is not None, "something has been stored"
-        return keys, values, gates
-
-    def at(self, slot: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Key, value `[B, G, 1, *]` and gates `[B, 1, H, n]` in the slot `[B or 1]` of each row."""
-        slots = slot[:, None]
-        keys, values = gather_rows(self.keys, slots), gather_rows(self.values, slots)
-        gates = None if self.gates is None else gather_rows(self.gates, slots).transpose(1, 2)
-        return keys, values, gates
-
-    def put(self, slot: Tensor, keys: Tensor, values: Tensor, gates: Tensor | None) -> None:
-        """Put one token of each row, shaped as `at` gives them, in its slot; counts nothing."""
-        put_rows(self.keys, slot, keys)
-        put_rows(self.values, slot, values)
-        if gates is not None:
-            gates = gates.transpose(1, 2)
-            put_rows(self._prepare_gates(gates), slot, gates)
-
-    def held(self, length: int) -> tuple[Tensor, Tensor]:
-        """Views of the first `length` slots: all tokens in order while none has been evicted."""
+    def first_tokens(self, length: int) -> tuple[Tensor, Tensor]:
+        """Views of the first `length` rows: all tokens in order while none has been evicted."""
         return self.keys[:, :, :length], self.values[:, :, :length]
 
+    def window_tokens(self) -> tuple[Views, Views, dict[str, Views] | None]:
+        """The last m <= W tokens in order: keys, values `[B, G, m, *]`, and their write inputs.
+
+        Each as views of the ring, that the next `append` overwrites, or copied where rows differ.
+        Sinks and padding may be among them; neither is ever written into a state.
+        """
+        m, buffers = min(self.seen, self.window), self._token_buffers()
+        if self.padding is None:
+            slices = ring_slices(self.seen - m, m, self.window, self.num_sinks)
+            views: list[Views] = [tuple(x[:, :, rows] for rows in slices) for x in buffers]
+        else:
+            position = self.positions(self.seen - m, m).clamp(min=0)
+            index = ring_index(position, self.window, self.num_sinks)
+            views = [(gather_rows(x, index),) for x in buffers]
+        keys, values, *rest = views
+        return keys, values, dict(zip(self.write_inputs, rest)) if rest else None
+
+    def _token_buffers(self) -> list[Tensor]:
+        return [self.keys, self.values, *self.write_inputs.values()]
+
+    def token_at(self, index: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+        """Key, value `[B, G, 1, *]` and write inputs `[B, 1, h, n]` in row `index` `[B or 1]`."""
+        key, value, *rest = (gather_rows(x, index[:, None]) for x in self._token_buffers())
+        inputs = {name: x.transpose(1, 2) for name, x in zip(self.write_inputs, rest)}
+        return key, value, inputs or None
+
+    def put(
+        self,
+        index: Tensor,
+        key: Tensor,
+        value: Tensor,
+        write_inputs: Mapping[str, Tensor] | None,
+    ) -> None:
+        """Put one token of each row, shaped as `token_at` gives it, in row `index`."""
+        for buffer, token in self._pairs(key, value, write_inputs):
+            put_rows(buffer, index, token)
+
     @torch.no_grad()
-    def store(self, keys: Tensor, values: Tensor, gates: Tensor | None) -> None:
-        """Put C new tokens where they live: keys, values `[B, G, C, *]`, gates `[B, C, H, n]`."""
-        length = keys.shape[2]
-        pairs = [(self.keys, keys), (self.values, values)]
-        if gates is not None:
-            gates = gates.transpose(1, 2)
-            pairs.append((self._prepare_gates(gates), gates))
+    def append(
+        self, keys: Tensor, values: Tensor, write_inputs: Mapping[str, Tensor] | None
+    ) -> None:
+        """Put C new tokens where they live: `[B, G, C, *]`, write inputs `[B, C, h, n]`."""
+        length, pairs = keys.shape[2], self._pairs(keys, values, write_inputs)
         sinks_end = min(length, max(0, self.num_sinks + self.max_padding - self.seen))
         window_start = max(sinks_end, length - self.window)
-        kept = ((0, sinks_end), (window_start, length))
+        stored = ((0, sinks_end), (window_start, length))
         if self.padding is None:
-            self._put_spans(pairs, kept)
+            store_in_order(pairs, stored, self.seen, self.window, self.num_sinks)
         else:
-            self._put_chosen(pairs, kept)
+            positions = self.positions(self.seen, length)
+            store_by_row(pairs, stored, positions, self.window, self.num_sinks)
         self.seen += length
 
-    def _put_spans(self, pairs: Pairs, kept: Ranges) -> None:
-        """Copy columns `kept` of new tokens `[B, *, C, *]` into buffers, slice by slice."""
-        pairs = [(buffer, new) for buffer, new in (wide(*pair) for pair in pairs)]
-        for first, last in kept:
-            for slots in spans(self.seen + first, last - first, self.window, self.num_sinks):
-                size = slots.stop - slots.start
-                for buffer, new in pairs:
-                    buffer[:, :, slots] = new[:, :, first : first + size]
-                first += size
-
-    def _put_chosen(self, pairs: Pairs, kept: Ranges) -> None:
-        """The same where rows differ, except padding and what is evicted."""
-        columns = torch.cat([torch.arange(*part, device=self.keys.device) for part in kept])
-        positions = self.positions(self.seen, kept[-1][1])[:, columns]
-        recent = positions > positions[:, -1:] - self.window
-        chosen = (positions >= 0) & (recent | (positions < self.num_sinks))
-        rows, places = chosen.nonzero(as_tuple=True)
-        slots = slot_of(positions[rows, places], self.window, self.num_sinks)
-        for buffer, new in pairs:
-            buffer[rows, :, slots] = new[rows, :, columns[places]]
-
-    def _prepare_gates(self, gates: Tensor) -> Tensor:
-        """The buffer for gates like `[B, H, *, n]`."""
-        if self.gates is None:
-            shape = (*gates.shape[:2], self.keys.shape[2], gates.shape[3])
-            self.gates = gates.new_zeros(shape)
-        return self.gates
+    def _pairs(
+        self, keys: Tensor, values: Tensor, write_inputs: Mapping[str, Tensor] | None
+    ) -> Pairs:
+        pairs = [(self.keys, keys), (self.values, values)]
+        for name, tensor in (write_inputs or {}).items():
+            tensor = tensor.transpose(1, 2)
+            if name not in self.write_inputs:
+                shape = (*tensor.shape[:2], self.keys.shape[2], tensor.shape[3])
+                self.write_inputs[name] = tensor.new_zeros(shape)
+            pairs.append((self.write_inputs[name], tensor))
+        return pairs
 
     @torch.no_grad()
-    def set_state(self, state: Tensor | None, in_place: bool = False) -> None:
-        """Keep the memory's state, cut off from the autograd graph that made it.
+    def set_states(self, states: Mapping[str, Tensor], in_place: bool = False) -> None:
+        """Hold what the memory holds from now on, cut off from the graph that made it.
 
         Args:
-            in_place: overwrite the one held, which then no backward may need.
+            in_place: overwrite the tensors held, which then no backward pass may need.
         """
-        if in_place and state is not None and self.recurrent_state is not None:
-            self.recurrent_state.copy_(state)
+        for name, state in states.items():
+            if in_place and name in self.states:
+                self.states[name].copy_(state)
+            else:
+                self.states[name] = state.detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors held, `[B, ...]`, by name: `keys`, ..., `states.recurrent_state`."""
+        tensors = {name: getattr(self, name) for name in PLAIN}
+        for kind in NAMED:
+            tensors |= {f"{kind}.{name}": x for name, x in getattr(self, kind).items()}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def set_tensor(self, name: str, tensor: Tensor) -> None:
+        """Hold a tensor under a name as `tensors` gives it."""
+        kind, _, rest = name.partition(".")
+        if rest:
+            getattr(self, kind)[rest] = tensor
         else:
-            self.recurrent_state = None if state is None else state.detach()
+            setattr(self, name, tensor)
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every tensor held by what `change` makes of it."""
+        for name, tensor in self.tensors().items():
+            self.set_tensor(name, change(tensor))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def get_seq_length(self) -> int:
         """Tokens read so far, padding included."""
@@ -203,28 +227,23 @@ class AHNCacheLayer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows in the order of `beam_idx` `[B]`."""
-        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+        self.map_tensors(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row `repeats` times."""
-        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+        self.map_tensors(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only the rows `indices`."""
-        self._map_rows(lambda x: x[indices.to(x.device)])
+        self.map_tensors(lambda x: x[indices.to(x.device)])
 
     def offload(self) -> None:
         """Move everything held to the CPU."""
-        self._map_rows(lambda x: x.to("cpu", non_blocking=True))
+        self.map_tensors(lambda x: x.to("cpu", non_blocking=True))
 
     def prefetch(self) -> None:
         """Bring everything held back to its device."""
-        self._map_rows(lambda x: x.to(self.device, non_blocking=True))
-
-    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        for name in BATCHED:
-            if (tensor := getattr(self, name)) is not None:
-                setattr(self, name, change(tensor))
+        self.map_tensors(lambda x: x.to(self.device, non_blocking=True))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens.
@@ -242,9 +261,3 @@ class AHNCacheLayer(CacheLayerMixin):
                 f"crop: expected at most {self.num_sinks + self.window} tokens, got {self.seen}: "
                 "tokens compressed into the memory cannot be taken back"
             )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors held."""
-        tensors = (getattr(self, name) for name in BATCHED)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)

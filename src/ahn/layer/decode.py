@@ -1,81 +1,107 @@
-"""One new token of every row: it takes the slot of the one it evicts, nothing is copied."""
+"""One new token of every row: it takes the place of the one it evicts, and nothing is copied."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ahn.layer.context import WINDOW, DecodePlacement, LayerContext
-from ahn.layer.write_read import Evicted, memory_query, merge, write_and_read
+from ahn.layer.base_attention import BaseAttention, Output
+from ahn.layer.cache_layer import AHNCacheLayer
+from ahn.layer.context import DecodePlacement, LayerContext
+from ahn.layer.write_read import Written, memory_query, merge
+from ahn.memory import GATES, STATE, Evicted, LinearCell, Memory
 from ahn.ops.decoding import NewToken, Ring, fused_decoding, why_not_fused
-from ahn.ops.window_attention import slot_attention
+from ahn.ops.window_attention import decode_attention
+
+WriteAndRead = Callable[[Any, Tensor, Evicted, LayerContext], Written]
 
 
 def decode_one_token(
-    base: Callable[..., tuple[Tensor, Tensor | None]],
-    module: Any,
+    write_and_read: WriteAndRead,
+    base: BaseAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scaling: float | None,
-    call: LayerContext,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention `[B, 1, H, V]` of one new token, and weights where the base gave some."""
-    cache, decoding = call.cache, call.step.decoding
-    assert cache is not None and decoding is not None, "decoding is settled by the decoder's hook"
-    decoding = decoding.on(query.device)
-    if not decoding.in_order and _can_fuse(call, query, value):
-        return _fused(module, query, key, value, scaling, call, decoding), None
-    position = decoding.position[:, None] - call.step.window
-    evicted = Evicted(*cache.at(decoding.slot), position=position, keep=decoding.keep)
-    read, gates = write_and_read(module, query, evicted, call)
-    cache.put(decoding.slot, key, value, gates)
-    keys, values = cache.held(decoding.limit)
-    if decoding.in_order:
-        return base(keys, values)
-    filled = None if decoding.is_exact else decoding.filled
-    out = slot_attention(query, keys, values, filled=filled, scale=scaling)
-    return merge(out.transpose(1, 2), read), None
+    context: LayerContext,
+) -> Output:
+    """Attention `[B, 1, H, V]` of one new token, and weights where the base gave some.
+
+    Args:
+        write_and_read: what the mode does with the token that leaves.
+    """
+    cache, placement = context.cache, context.forward.decode
+    assert cache is not None and placement is not None, "decoding is settled by the decoder's hook"
+    placement = placement.to_device(query.device)
+    uses_memory = context.forward.mode.uses_memory
+    if not placement.in_order and _can_fuse(context, query, value, uses_memory):
+        return _fused(base, query, key, value, context, placement, uses_memory), None
+    position = placement.position[:, None] - context.forward.window
+    evicted = Evicted(*cache.token_at(placement.ring_index), position, placement.write_mask)
+    written = write_and_read(base.module, query, evicted, context)
+    if written.states is not None:
+        cache.set_states(written.states, in_place=True)
+    cache.put(placement.ring_index, key, value, written.write_inputs)
+    keys, values = cache.first_tokens(placement.limit)
+    if placement.in_order:
+        return base.without_mask(query, keys, values)
+    filled = None if placement.is_exact else placement.filled
+    out = decode_attention(
+        query, keys, values, filled=filled, exact_rows=written.exact_rows, scale=base.scaling
+    )
+    return merge(out.transpose(1, 2), written.read), None
 
 
-def _can_fuse(call: LayerContext, query: Tensor, value: Tensor) -> bool:
+def ring_of(
+    cache: AHNCacheLayer, memory: Memory | None, ring_index: Tensor, filled: Tensor,
+    write_mask: Tensor, limit: int,
+) -> Ring:  # fmt: skip
+    """A layer's buffers as the fused kernels take them; the state is made where there is none.
+
+    Args:
+        memory: None where nothing is written or read.
+    """
+    if memory is not None and not cache.states:
+        keys = cache.keys
+        cache.set_states(memory.init_states(len(keys), keys.device, keys.dtype))
+    gates, state = cache.write_inputs.get(GATES), cache.states.get(STATE)
+    return Ring(cache.keys, cache.values, gates, state, ring_index, filled, write_mask, limit)
+
+
+def _can_fuse(context: LayerContext, query: Tensor, value: Tensor, uses_memory: bool) -> bool:
     """Whether the kernels of a decoding step know all that this layer does.
 
     A cell with hooks goes through its own forward, so that offloading or a probe sees it.
     """
-    cell = call.memory
+    cell = context.memory
     assert cell is not None, "layers without a memory do not decode here"
     watched = cell._forward_hooks or cell._forward_pre_hooks or hasattr(cell, "_hf_hook")
-    if cell.kernels == "torch" or call.router is not None or watched:
+    if cell.kernels == "torch" or context.router is not None or watched:
         return False
     if why_not_fused(query, value) is not None:
         return False
-    return call.step.mode == WINDOW or cell.fused() is not None
+    return not uses_memory or isinstance(cell, LinearCell)
 
 
 def _fused(
-    module: Any,
+    base: BaseAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    scaling: float | None,
-    call: LayerContext,
-    decoding: DecodePlacement,
+    context: LayerContext,
+    placement: DecodePlacement,
+    uses_memory: bool,
 ) -> Tensor:
     """`decode_one_token` in two kernels."""
-    cache: Any = call.cache
-    cell, token = None, NewToken(query, key, value)
-    if call.step.mode != WINDOW and call.memory is not None:
-        cell, memory = call.memory.fused(), call.memory
-        hidden = call.hidden.to(memory.o_proj.weight.dtype)
-        asked = memory_query(module, query, 1, call).transpose(1, 2)
+    cache: Any = context.cache
+    spec, memory, token = None, None, NewToken(query, key, value)
+    if uses_memory:
+        memory = context.memory
+        assert isinstance(memory, LinearCell)
+        spec, hidden = memory.spec(), context.hidden.to(memory.o_proj.weight.dtype)
+        asked = memory_query(base.module, query, 1, context).transpose(1, 2)
         gates = (memory.write_gates(hidden), memory.output_gate(hidden))
         token = NewToken(query, key, value, asked, *gates)
-        if cache.recurrent_state is None:
-            cache.set_state(memory.init_state(len(query), query.device, torch.float32))
-    tensors = (cache.keys, cache.values, cache.gates, cache.recurrent_state)
-    places = (decoding.slot, decoding.filled, decoding.keep, decoding.limit)
-    return fused_decoding(token, Ring(*tensors, *places), cell, scaling)
+    place = (placement.ring_index, placement.filled, placement.write_mask, placement.limit)
+    return fused_decoding(token, ring_of(cache, memory, *place), spec, base.scaling)

@@ -1,118 +1,151 @@
-"""What leaves the window: written into the memory, read by the last queries, added up."""
+"""What leaves the window: gathered, written into the memory, read by the last queries, added."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ahn.layer.cache_layer import Pieces
-from ahn.layer.context import MEMORY, LayerContext, Prefix
+from ahn.layer.autograd import AddToLast, TokenSlice
+from ahn.layer.cache_layer import Views
+from ahn.layer.context import LayerContext
+from ahn.layer.ring import gather_rows
+from ahn.memory import Evicted, States
 from ahn.ops.moving import joined
-from ahn.ops.window_attention import columns
+from ahn.ops.window_attention import ExactRows, columns, count
 
 
-class Evicted(NamedTuple):
-    """Tokens leaving the window, oldest first; the i-th is read by the i-th of the last queries."""
+class ChunkTokens(NamedTuple):
+    """What a chunk of new tokens looks at, and what it pushes out.
 
-    key: Tensor  # [B, G, E, K]
-    value: Tensor
-    gates: Tensor | None  # [B, P, H, n] of those that were cached
-    position: Tensor  # [B or 1, E], negative where there is none
-    keep: Tensor | None  # [B or 1, E], whether each is written, not a sink or padding; None is all
+    Attributes:
+        keys, values: views `[B, G, T_i, *]` of the cached window and the new tokens, in order.
+        first: index of the first of them, padding counted.
+        sink_key, sink_value: `[B, G, S, *]`.
+    """
+
+    keys: Views
+    values: Views
+    first: int
+    sink_key: Tensor
+    sink_value: Tensor
+    evicted: Evicted
+
+
+class Written(NamedTuple):
+    """What writing and reading gave; the cache takes it in `commit`, when nobody reads it any more.
+
+    Attributes:
+        read: `[B, E, H, V]`, of the last E queries; None adds nothing.
+        states: of the memory, by name; None leaves the cache's.
+        write_inputs: of the new tokens `[B, C, h, n]`, by name; None has none.
+        exact_rows: pairs that join the softmax.
+    """
+
+    read: Tensor | None
+    states: States | None = None
+    write_inputs: Mapping[str, Tensor] | None = None
+    exact_rows: ExactRows | None = None
+
+
+NOTHING = Written(None)
+
+
+def gather_chunk(query: Tensor, key: Tensor, value: Tensor, context: LayerContext) -> ChunkTokens:
+    """The cached window and the new tokens in order, the sinks, and the oldest, that leave."""
+    keys: Views = (key,)
+    values: Views = (value,)
+    cached = None
+    if context.cache is not None and context.seen:
+        past_keys, past_values, cached = context.cache.window_tokens()
+        keys, values = (*past_keys, key), (*past_values, value)
+    first = context.seen + query.shape[2] - count(keys)
+    number = max(0, count(keys) - context.forward.window)
+    evicted = evicted_tokens(keys, values, cached, number, first, context)
+    return ChunkTokens(keys, values, first, *_sinks(key, value, context), evicted)
 
 
 def evicted_tokens(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    gates: Sequence[Tensor] | None,
-    count: int,
+    cached: Mapping[str, Sequence[Tensor]] | None,
+    number: int,
     first: int,
-    call: LayerContext,
+    context: LayerContext,
 ) -> Evicted:
-    """The first `count` tokens of those from index `first` on, padding counted.
+    """The first `number` tokens of those from index `first` on.
 
     Args:
-        keys, values: `[B, G, T_i, *]`, in order; gates: `[B, H, P_i, n]` of those cached.
+        keys, values: `[B, G, T_i, *]`, in order; cached: write inputs `[B, h, P_i, n]` by name.
     """
     # In place where it can be: a ring is written over once it has been read, but not before a
-    # backward has read it again.
-    held = call.cache is None or not torch.is_grad_enabled()
-    key, value = (_first(x, count, held) for x in (keys, values))
-    past = None if gates is None else _first(gates, count, held).transpose(1, 2)
-    position = call.positions(first, count)
-    all_written = first - call.step.max_padding >= call.step.num_sinks
-    keep = None if all_written else position >= call.step.num_sinks
-    return Evicted(key, value, past, position, keep)
-
-
-def _first(pieces: Sequence[Tensor], count: int, held: bool) -> Tensor:
-    if held and len(pieces) == 1 and torch.is_grad_enabled():
-        return _Part.apply(pieces[0], 0, count)
-    found = columns(pieces, 0, count) or [pieces[0][:, :, :0]]
-    return joined(found) if held else torch.cat(found, 2)
-
-
-def behind_prefix(
-    query: Tensor, key: Tensor, value: Tensor, prefix: Prefix, call: LayerContext
-) -> tuple[Pieces, Pieces, int, Evicted]:
-    """All keys, all values, 0, and what leaves, where only tokens beyond the budget are new.
-
-    Each of them makes one leave, and none that leaves is a sink.
-    """
-    assert prefix.key is not None and prefix.value is not None and prefix.hidden is not None
-    assert call.memory is not None
-    sinks, length = call.step.num_sinks, prefix.length + key.shape[2]
-    keys, values = (prefix.key, key), (prefix.value, value)
-    *_, gates = call.memory(
-        prefix.hidden[:, sinks:], query[:, :, :0].transpose(1, 2), key, value, None, None, None
+    # backward pass has read it again.
+    views = context.cache is None or not torch.is_grad_enabled()
+    key, value = (_first(x, number, views) for x in (keys, values))
+    write_inputs = None
+    if cached is not None:
+        write_inputs = {k: _first(x, number, views).transpose(1, 2) for k, x in cached.items()}
+    position = context.positions(first, number)
+    num_sinks = context.forward.num_sinks
+    all_written = first - context.forward.max_padding >= num_sinks
+    return Evicted(
+        key, value, write_inputs, position, None if all_written else position >= num_sinks
     )
-    key_beyond, value_beyond = (columns(x, sinks, length) for x in (keys, values))
-    past = (gates.transpose(1, 2),)
-    evicted = evicted_tokens(key_beyond, value_beyond, past, query.shape[2], sinks, call)
-    return keys, values, 0, evicted
 
 
-def write_and_read(
-    module: Any, query: Tensor, evicted: Evicted, call: LayerContext
-) -> tuple[Tensor | None, Tensor | None]:
-    """Write what leaves, let the last queries read it; also the new tokens' gates."""
-    if call.step.mode != MEMORY or call.memory is None:
-        return None, None
-    count = evicted.key.shape[2]
-    read, state, gates = call.memory(
-        call.hidden,
-        memory_query(module, query, count, call),
-        evicted.key.transpose(1, 2),
-        evicted.value.transpose(1, 2),
-        evicted.gates,
-        evicted.keep,
-        None if call.cache is None else call.cache.recurrent_state,
+def no_eviction(key: Tensor, value: Tensor, context: LayerContext) -> Evicted:
+    """No token at all, for a call that leaves nothing."""
+    return evicted_tokens((key,), (value,), None, 0, 0, context)
+
+
+def _first(views: Sequence[Tensor], number: int, in_place: bool) -> Tensor:
+    if in_place and len(views) == 1 and torch.is_grad_enabled():
+        return TokenSlice.apply(views[0], 0, number)
+    chosen = columns(views, 0, number) or [views[0][:, :, :0]]
+    return joined(chosen) if in_place else torch.cat(chosen, 2)
+
+
+def write_and_read(module: Any, query: Tensor, evicted: Evicted, context: LayerContext) -> Written:
+    """Write what leaves into the layer's memory, and let the last queries read it."""
+    assert context.memory is not None, "layers without a memory do not write"
+    number = evicted.key.shape[2]
+    own_query = memory_query(module, query, number, context)
+    read, states, write_inputs, rows = context.memory(
+        context.hidden, own_query, evicted, context.states
     )
-    if call.cache is not None:
-        call.cache.set_state(state, in_place=call.step.decoding is not None)
-    if call.router is not None and count:
-        read = call.router(read, evicted.position - call.step.num_sinks + 1, call.step.window)
-    return read, gates
+    if context.router is not None and number and read is not None:
+        written_before = evicted.position - context.forward.num_sinks + 1
+        read = context.router(read, written_before, context.forward.window)
+    return Written(read, states, write_inputs, rows)
 
 
-def memory_query(module: Any, query: Tensor, count: int, call: LayerContext) -> Tensor:
-    """The last `count` queries `[B, E, H, K]`, or the cell's own map of them before RoPE."""
-    first = query.shape[2] - count
-    if call.memory is None or call.memory.q_proj is None or call.rope is None:
+def memory_query(module: Any, query: Tensor, number: int, context: LayerContext) -> Tensor:
+    """The last `number` queries `[B, E, H, K]`, or the memory's own map of them before RoPE."""
+    first = query.shape[2] - number
+    memory, rope = context.memory, context.position_embeddings
+    if memory is None or memory.q_proj is None or rope is None:
         last = query[:, :, first:] if first else query
         if first and torch.is_grad_enabled():
-            last = _Part.apply(query, first, query.shape[2])
+            last = TokenSlice.apply(query, first, query.shape[2])
         return last.transpose(1, 2)
-    raw = module.q_proj(call.hidden[:, first:]).unflatten(-1, (query.shape[1], -1))
-    own = call.memory.q_proj(raw.to(call.memory.q_proj.weight.dtype))
+    raw = module.q_proj(context.hidden[:, first:]).unflatten(-1, (query.shape[1], -1))
+    own = memory.q_proj(raw.to(memory.q_proj.weight.dtype))
     own = own.to(query.dtype).transpose(1, 2)
-    cos, sin = (x[:, first:] for x in call.rope)
+    cos, sin = (x[:, first:] for x in rope)
     rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
     return rotate(own, own, cos, sin)[0].transpose(1, 2)
+
+
+def commit(key: Tensor, value: Tensor, written: Written, context: LayerContext) -> None:
+    """Let the cache take the new tokens and the memory's states."""
+    if context.cache is None:
+        return
+    if written.states is not None:
+        context.cache.set_states(written.states)
+    context.cache.append(key, value, written.write_inputs)
 
 
 def merge(out: Tensor, read: Tensor | None) -> Tensor:
@@ -127,47 +160,20 @@ def merge(out: Tensor, read: Tensor | None) -> Tensor:
         out[:, exact:].add_(read)
         return out
     if exact and torch.is_grad_enabled() and out.dtype == read.dtype:
-        return _AddedToLast.apply(out, read)
+        return AddToLast.apply(out, read)
     merged = out[:, exact:] + read
     return merged if not exact else torch.cat([out[:, :exact], merged], 1)
 
 
-class _Part(torch.autograd.Function):
-    """Tokens `low` to `high` of `[B, H, T, K]`; the gradient lies as the tensor does.
-
-    A slice's own is in the order of its dimensions: the sum with the other gradients, in the order
-    of the projections, would be strided.
-    """
-
-    @staticmethod
-    def forward(ctx, x, low, high):
-        ctx.shape, ctx.low, ctx.high = x.shape, low, high
-        ctx.order = sorted(range(x.ndim), key=lambda dim: -x.stride(dim))
-        return x[:, :, low:high]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        found = torch.empty_permuted(
-            ctx.shape, ctx.order, dtype=gradient.dtype, device=gradient.device
-        )
-        found[:, :, : ctx.low] = 0
-        found[:, :, ctx.low : ctx.high] = gradient
-        found[:, :, ctx.high :] = 0
-        return found, None, None
-
-
-class _AddedToLast(torch.autograd.Function):
-    """`read` added to the last tokens of `out`: nothing is padded or summed on the way back."""
-
-    @staticmethod
-    def forward(ctx, out, read):
-        ctx.count = read.shape[1]
-        merged = torch.empty_like(out)
-        exact = out.shape[1] - ctx.count
-        merged[:, :exact] = out[:, :exact]
-        torch.add(out[:, exact:], read, out=merged[:, exact:])
-        return merged
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, gradient[:, -ctx.count :]
+def _sinks(key: Tensor, value: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
+    """The first S tokens of each row, `[B, G, S, *]`, from the cache and the new tokens."""
+    number, cache = context.forward.num_sinks, context.cache
+    if cache is not None and context.seen - context.forward.max_padding >= number:
+        return cache.first_tokens(number)
+    column = -context.positions(context.seen, 1) + torch.arange(number, device=key.device)
+    new = [gather_rows(x, column.clamp(0, x.shape[2] - 1)) for x in (key, value)]
+    if cache is None or not context.seen:
+        return new[0], new[1]
+    is_cached = (column < 0)[:, None, :, None]
+    cached = cache.first_tokens(number)
+    return torch.where(is_cached, cached[0], new[0]), torch.where(is_cached, cached[1], new[1])

@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any, ClassVar
 
-from ahn.memory.base import GatedRMSNorm, Memory, masked, register
-from ahn.ops.delta_rule import delta_rule
-from ahn.ops.gated_norm import FusedCell
-from ahn.ops.gemv import Linear
-from ahn.ops.layout import compute_dtype
+from torch import nn
+
+from ahn.memory.linear_cell import LinearCell
+from ahn.memory.registry import register
 
 
 @register
-class DeltaNet(Memory):
+class DeltaNet(LinearCell):
     """S <- S + k (beta (v - k^T S))^T, read q^T S; q, k L2-normalised, q scaled by K^-1/2.
 
     The read is RMS-normalised per head and gated by SiLU of one gate a head.
     """
 
     num_gates = 1
+    rule = "delta"
+    write_projections: ClassVar[tuple[str, ...]] = ("b_proj",)
 
-    def __init__(self, hidden_size: int, num_heads: int, head_dim: int, **options) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, head_dim: int, **options: Any) -> None:
         super().__init__(hidden_size, num_heads, head_dim, **options)
         self.b_proj = nn.Linear(hidden_size, num_heads, bias=False)
         self.g_proj = nn.Linear(hidden_size, num_heads, bias=False)
-        self.o_norm = GatedRMSNorm(head_dim)
-
-    def write_gates(self, hidden: Tensor) -> Tensor:
-        return self.b_proj(hidden)[..., None]
-
-    def write_and_read(self, query, key, value, gates, keep, state):
-        beta = masked(gates[..., 0].to(compute_dtype(gates)).sigmoid(), keep)
-        return self._delta_rule(query, key, value, beta, None, state)
-
-    def _delta_rule(self, query, key, value, beta, log_decay, state) -> tuple[Tensor, Tensor]:
-        scale = self.head_dim**-0.5
-        return delta_rule(
-            query, key, value, beta, log_decay, state,
-            normalize=True, scale=scale, kernels=self.kernels,
-        )  # fmt: skip
-
-    def read_out(self, read: Tensor, hidden: Tensor) -> Tensor:
-        return self.o_norm(read, self.output_gate(hidden)[..., None])
-
-    def output_gate(self, hidden: Tensor) -> Tensor:
-        return self.g_proj(hidden)
-
-    def fused(self) -> FusedCell:
-        maps = (Linear(self.b_proj.weight), Linear(self.g_proj.weight))
-        scale = self.head_dim**-0.5
-        return FusedCell("delta", self.o_norm.weight, self.o_proj.weight, scale, maps)

@@ -9,11 +9,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ahn.config import AHNConfig
+from ahn.hf.attached_state import attached_state
 from ahn.hf.hooks import PROMPT
-from ahn.hf.install import attached_state, install
+from ahn.hf.install import install
 from ahn.layer.attention import NAME
 from ahn.layer.cache import AHNCache
-from ahn.layer.context import FULL
 from ahn.memory import Memory, PositionRouter
 from ahn.modeling.saving import AUTO_MAP, PREFIX, SavedWithMemory
 from ahn.runtime.decode_step import GenerateStep
@@ -73,7 +73,7 @@ class AHNModelMixin(SavedWithMemory):
 
     def generate(self, *args: Any, assistant_model: Any = None, **kwargs: Any) -> Any:
         """As the family's; assisted decoding is refused while the memory is on."""
-        if assistant_model is not None and attached_state(self).mode != FULL:
+        if assistant_model is not None and attached_state(self).mode.is_bounded:
             raise ValueError(
                 "assistant_model: expected none, tokens compressed into the memory cannot be "
                 "taken back"
@@ -92,7 +92,7 @@ class AHNModelMixin(SavedWithMemory):
         **kwargs: Any,
     ) -> Any:
         cache = model_kwargs.get("past_key_values")
-        if attached_state(self).mode != FULL:
+        if attached_state(self).mode.is_bounded:
             _refuse_generation(generation_config, cache)
             if cache is None and generation_config.use_cache is not False:
                 generation_config.cache_implementation = None
@@ -115,7 +115,7 @@ class AHNModelMixin(SavedWithMemory):
 
     def get_compiled_call(self, compile_config: Any) -> Any:
         """What `generate` calls for a step: a captured graph, compiled where that was asked for."""
-        if attached_state(self).mode == FULL:
+        if not attached_state(self).mode.is_bounded:
             return super().get_compiled_call(compile_config)  # type: ignore[misc]
         return GenerateStep(self, compile_config)  # type: ignore[arg-type]
 

@@ -9,10 +9,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ahn.config import AHNConfig
-from ahn.hf.install import attached_state, install, uninstall
+from ahn.hf.attached_state import attached_state
+from ahn.hf.install import install, uninstall
 from ahn.hf.liger import drop_liger
 from ahn.hf.support import check_supported
-from ahn.layer.context import FULL, POOLED, WINDOW
+from ahn.layer.modes import FULL, POOLED, WINDOW
 from ahn.modeling.attached import (
     AHNModelMixin,
     attached_classes,
@@ -76,14 +77,14 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 @contextmanager
 def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Within the context the model is its base, with full attention and a growing cache."""
-    with _mode(model, FULL):
+    with attached_state(model).in_mode(FULL):
         yield model
 
 
 @contextmanager
 def memory_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Within the context the model has sinks and window alone, nothing is written or read."""
-    with _mode(model, WINDOW):
+    with attached_state(model).in_mode(WINDOW):
         yield model
 
 
@@ -95,21 +96,10 @@ def compressive(model: PreTrainedModel, pooling: str) -> Iterator[PreTrainedMode
     `avg`, into a first in, first out pool of the bytes of the memory's state; see
     `ahn.ops.pooled_attention`. Raises ValueError for another pooling.
     """
-    mode = next((mode for mode, known in POOLED.items() if known == pooling), None)
-    if mode is None:
-        raise ValueError(f"pooling: expected one of {', '.join(POOLED.values())}, got {pooling!r}")
-    with _mode(model, mode):
+    if pooling not in POOLED:
+        raise ValueError(f"pooling: expected one of {', '.join(POOLED)}, got {pooling!r}")
+    with attached_state(model).in_mode(POOLED[pooling]):
         yield model
-
-
-@contextmanager
-def _mode(model: PreTrainedModel, mode: str) -> Iterator[None]:
-    hook = attached_state(model)
-    before, hook.mode = hook.mode, mode
-    try:
-        yield
-    finally:
-        hook.mode = before
 
 
 def _replace_config(model: PreTrainedModel, old: Any, new: Any) -> None:

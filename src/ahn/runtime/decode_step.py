@@ -12,11 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ahn.hf.attached_state import attached_state
 from ahn.hf.hooks import PROMPT
-from ahn.hf.install import attached_state
 from ahn.layer.cache import AHNCache
-from ahn.layer.cache_layer import BATCHED
-from ahn.layer.context import MEMORY, WINDOW
 from ahn.runtime.fill_cache import fill_cache
 from ahn.runtime.fused_decoder import FusedDecoder, why_not_fused_step
 
@@ -181,7 +179,7 @@ def _wants_more(inputs: dict[str, Any]) -> bool:
 
 def _tensors(cache: AHNCache) -> list[Tensor]:
     """What a step of the cache reads and writes."""
-    return [getattr(layer, name) for layer in cache.memory_layers for name in BATCHED]
+    return [tensor for layer in cache.memory_layers for tensor in layer.tensors().values()]
 
 
 def _settled(how: str, model: Any, cache: AHNCache) -> str:
@@ -214,6 +212,6 @@ def why_no_graph(model: Any, cache: AHNCache) -> str | None:
     rope = getattr(text, "rope_parameters", None) or {}
     if rope.get("rope_type") in MOVING_ROPE:
         return f"rotary positions that do not change as the text grows, got {rope['rope_type']}"
-    if (mode := attached_state(model).mode) not in (MEMORY, WINDOW):
+    if not (mode := attached_state(model).mode).decodes_in_place:
         return f"the memory, or sinks and window, got {mode}"
     return None

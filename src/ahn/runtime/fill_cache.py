@@ -1,4 +1,4 @@
-"""Read tokens for what the cache keeps of them alone."""
+"""Read tokens for what the cache takes of them alone."""
 
 from __future__ import annotations
 
@@ -10,22 +10,59 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedModel
 
-from ahn.hf.install import ATTACHED
-from ahn.layer.context import AllKept
+from ahn.hf.attached_state import ATTACHED, AttachedState
+from ahn.layer.modes import Mode, PooledAttention, WindowAttention
+
+
+class CacheIsFilled(Exception):
+    """Ends a forward of which only the cache is wanted, in its last layer."""
+
+
+class FillCache(Mode):
+    """As another mode, but the last layer ends the forward once its cache has the tokens.
+
+    The attention, MLP and norm that follow would be computed for nobody. On a Qwen2.5-3B shape
+    they are 2.4 % of a chunk's operations.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode, self.name = mode, mode.name
+        self.is_bounded, self.uses_memory = mode.is_bounded, mode.uses_memory
+        self.decodes_in_place = mode.decodes_in_place
+
+    def __call__(self, base, query, key, value, context):
+        """Raises CacheIsFilled in the last layer."""
+        if not context.is_last or context.forward.decode is not None:
+            return self.mode(base, query, key, value, context)
+        if isinstance(self.mode, WindowAttention):  # elsewhere the base's cache has its tokens
+            self.mode.fill(base.module, query, key, value, context)
+        raise CacheIsFilled
+
+    def without_memory(self) -> Mode:
+        """See `Mode.without_memory`."""
+        return FillCache(self.mode.without_memory())
 
 
 def fill_cache(model: PreTrainedModel, **inputs: Any) -> None:
     """Leave in the cache what `model.get_decoder()(**inputs, use_cache=True)` leaves there.
 
-    The forward of an attached model ends within its last layer: nobody asks for the attention,
-    MLP and norm that follow what is kept. It runs to its end where somebody does: with hooks on
-    these modules, gradients, or compiled modules.
+    The forward of an attached model ends within its last layer. It runs to its end where somebody
+    watches what would be left out: hooks on these modules, gradients, compiled modules.
     """
-    decoder = model.get_decoder()
-    ends = hasattr(decoder, ATTACHED) and not torch.is_grad_enabled() and not _is_watched(decoder)
-    options = {"ahn_keeps_alone": True} if ends else {}
-    with suppress(AllKept):
+    decoder: Any = model.get_decoder()
+    state: AttachedState | None = getattr(decoder, ATTACHED, None)
+    options = {}
+    if state is not None and _can_end_early(decoder, state.mode):
+        options = {"ahn_mode": FillCache(state.mode)}
+    with suppress(CacheIsFilled):
         decoder(**inputs, **options, use_cache=True)
+
+
+def _can_end_early(decoder: Any, mode: Mode) -> bool:
+    """A pool is made by its own attention, so that one cannot be left out."""
+    return not (
+        isinstance(mode, PooledAttention) or torch.is_grad_enabled() or _is_watched(decoder)
+    )
 
 
 def _is_watched(decoder: Any) -> bool:
@@ -33,8 +70,8 @@ def _is_watched(decoder: Any) -> bool:
     *_, last = decoder.layers
     around = [module for name, module in decoder.named_children() if name != "layers"]
     entered = (decoder, last.self_attn)  # hooks before these run in any case
-    found = [decoder, *around, *last.modules()]
-    return _has_any_global_hook() or any(_has_hooks(x, before=x not in entered) for x in found)
+    modules = [decoder, *around, *last.modules()]
+    return _has_any_global_hook() or any(_has_hooks(x, before=x not in entered) for x in modules)
 
 
 def _has_hooks(module: nn.Module, before: bool) -> bool:

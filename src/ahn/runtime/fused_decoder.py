@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ahn.hf.support import decoder_layers, head_dim
 from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import AHNCacheLayer
-from ahn.layer.context import WINDOW
-from ahn.memory import Memory
+from ahn.layer.decode import ring_of
+from ahn.layer.modes import Mode
+from ahn.memory import LinearCell
 from ahn.ops.decoding import NewToken, QKTransform, Ring, fused_decoding, why_not_fused
 from ahn.ops.decoding.inputs import StepInputs, embed_and_place
 from ahn.ops.gated_norm import FusedCell
@@ -35,7 +36,7 @@ class Layer:
     query_norm: Tensor | None
     key_norm: Tensor | None
     eps: float  # of these two
-    memory: Memory
+    memory: LinearCell
     scale: float
     output: Linear
     after: Norm
@@ -71,10 +72,10 @@ class FusedDecoder:
     Args:
         model: one that `why_not_fused_step` has nothing against.
         cache: that every row has inputs in.
-        mode: `memory` or `window`, see `ahn.layer.context`.
+        mode: the memory, or the window alone, see `ahn.layer.modes`.
     """
 
-    def __init__(self, model: Any, cache: AHNCache, mode: str) -> None:
+    def __init__(self, model: Any, cache: AHNCache, mode: Mode) -> None:
         self.model, self.cache, self.mode = model, cache, mode
         self.layers = [Layer.of(layer) for layer in decoder_layers(model)]
         self.head_dim = head_dim(model.config.get_text_config(decoder=True))
@@ -100,7 +101,7 @@ class FusedDecoder:
         self, layer: Layer, cache: AHNCacheLayer, inputs: StepInputs, hidden: Tensor
     ) -> Tensor:
         """One layer, `[B, D]` to `[B, D]`."""
-        cell = None if self.mode == WINDOW else layer.memory.fused()
+        cell = layer.memory.spec() if self.mode.uses_memory else None
         maps = layer.inputs if cell is None else (*layer.inputs, *cell.gate_maps)
         mapped = norm_linear(hidden, layer.before, maps, starts_chain=hidden is inputs.hidden)
         transform = QKTransform(inputs.cos, inputs.sin, layer.query_norm, layer.key_norm, layer.eps)
@@ -124,12 +125,9 @@ class FusedDecoder:
         gates = rest.unflatten(1, (len(cell.gate_maps), -1)).transpose(1, 2)[:, None]
         return NewToken(query, key, value, None, gates[..., :-1], gates[..., -1], transform)
 
-    def _ring(self, cache: AHNCacheLayer, inputs: StepInputs, memory: Memory) -> Ring:
-        if cache.recurrent_state is None and self.mode != WINDOW:
-            device = cache.keys.device
-            cache.set_state(memory.init_state(len(cache.keys), device, torch.float32))
-        tensors = (cache.keys, cache.values, cache.gates, cache.recurrent_state)
-        return Ring(*tensors, inputs.slot, inputs.filled, inputs.keep, cache.keys.shape[2])
+    def _ring(self, cache: AHNCacheLayer, inputs: StepInputs, memory: LinearCell) -> Ring:
+        place = (inputs.slot, inputs.filled, inputs.keep, cache.keys.shape[2])
+        return ring_of(cache, memory if self.mode.uses_memory else None, *place)
 
 
 def why_not_fused_step(model: Any) -> str | None:
@@ -151,7 +149,7 @@ def _why_not_layer(layer: Any) -> str | None:
     cell = getattr(getattr(layer, "ahn", None), "fn", None)
     if cell is None or getattr(layer, "ahn_router", None) is not None or cell.q_proj is not None:
         return "a memory in every layer, without router and query map of its own"
-    if cell.kernels == "torch" or cell.fused() is None:
+    if cell.kernels == "torch" or not isinstance(cell, LinearCell):
         return f"a cell with kernels, got {type(cell).__name__} with kernels={cell.kernels!r}"
     for module in layer.modules():
         own = module is layer.self_attn  # has the hook that `attach` put there

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ahn.cost import Shape
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 
 PREFILL_CHUNK_SIZE = 2048  # on a CPU
 LARGEST_CHUNK = 16384  # on a GPU: beyond, memory grows and time hardly falls

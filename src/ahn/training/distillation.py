@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.training.losses import IGNORE, LossWeights, head_losses, layer_distance
 from ahn.training.two_streams import two_streams
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ahn.hf.install import attached_state
-from ahn.layer.context import MEMORY, WINDOW
+from ahn.hf.attached_state import attached_state
+from ahn.layer.modes import MEMORY, WINDOW
 from ahn.modeling.saving import is_memory
 from ahn.training.distillation import Batch, Counts, Losses, counted, distillation
 from ahn.training.losses import IGNORE, LossWeights, head_losses
@@ -100,13 +100,13 @@ class Distiller(nn.Module):
         window: int,
         num_sinks: int,
         counts: Counts | None = None,
-        mode: str = MEMORY,
+        mode: str = MEMORY.name,
     ) -> Losses:
         """Losses of a batch, see `distillation`; of mode `window` the cross-entropy alone."""
         batch = Batch(input_ids, labels, position_ids)
         limits = {"window": window, "num_sinks": num_sinks}
         with plain_head(self.model):
-            if mode == WINDOW:
+            if mode == WINDOW.name:
                 return window_losses(self.model, batch, **limits)
             return distillation(
                 self.model,

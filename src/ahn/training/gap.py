@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ahn.layer.context import WINDOW
+from ahn.layer.modes import WINDOW
 from ahn.training.distillation import Batch, count
 from ahn.training.limits import Limits
 
@@ -32,7 +32,7 @@ def measure_gap(
     for batch in batches:
         given = (batch.input_ids, batch.labels, batch.position_ids)
         losses = distiller(*given, **options)
-        window = distiller(*given, **options, mode=WINDOW)
+        window = distiller(*given, **options, mode=WINDOW.name)
         own = count(batch, limits.budget)
         parts = [losses.kl, losses.ce, losses.teacher_ce, window.ce]
         sums = sums.to(batch.input_ids.device)

@@ -12,10 +12,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ahn.checkpoint import from_pretrained, has_memory, merge
 from ahn.checkpoint.names import embedded_folders
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.hf.liger import use_liger
 from ahn.io.files import write_json
-from ahn.memory import cell_by_name
+from ahn.memory import memory_by_name
 from ahn.modeling import attach
 from ahn.plots import training_figure
 from ahn.training.arguments import DistillArguments, ModelArguments, RunArguments
@@ -94,7 +94,7 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
     elif has_memory(embedded_folders(name, None)[0]):
         model = from_pretrained(name, kernels=kernels, **limits, **options)  # type: ignore[arg-type]
     else:
-        cell_by_name(arguments.ahn_implementation)
+        memory_by_name(arguments.ahn_implementation)
         model = attach(from_pretrained(name, **options), arguments.fresh(), kernels=kernels)  # type: ignore[arg-type]
     for parameter in memory_parameters(model).values():
         parameter.data = parameter.data.float()  # small, and steps of 1e-4 need it

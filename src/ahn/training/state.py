@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ahn.checkpoint import read_memory
 from ahn.checkpoint.memory import check_keys, write_memory
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.modeling.saving import is_memory
 from ahn.training.distiller import memory_parameters
 from ahn.training.zero3 import whole

@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.training import state
 from ahn.training.data.collate import longest_document
 from ahn.training.distillation import Batch, Counts, count

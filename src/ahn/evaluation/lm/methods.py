@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ahn.layer.cache import AHNCache
+from ahn.memory import STATE
 from ahn.modeling import compressive, disabled, memory_off
 from ahn.modeling.attached import AHNModelMixin
 
@@ -48,10 +49,10 @@ def shuffle_memory(cache: Cache) -> None:
     assert isinstance(cache, AHNCache)
     generator = torch.Generator().manual_seed(SHUFFLE_SEED)
     for layer in cache.memory_layers:
-        state = layer.recurrent_state  # [B, H, K, V]
+        state = layer.states.get(STATE)  # [B, H, K, V]
         if state is not None:
             order = torch.randperm(state.shape[2], generator=generator)
-            layer.set_state(state[:, :, order.to(state.device)])
+            layer.set_states({STATE: state[:, :, order.to(state.device)]})
 
 
 METHODS = {

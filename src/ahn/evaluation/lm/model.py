@@ -21,7 +21,7 @@ from ahn.evaluation.lm.methods import Method, method_named
 from ahn.evaluation.lm.readings import Reading, like_length_batches, plan_readings
 from ahn.evaluation.lm.scoring import Score, score_batch, score_branches
 from ahn.generation import PREFILL_CHUNK_SIZE
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.modeling.attached import AHNModelMixin
 
 UNLIMITED = 2**40  # tokens: what is read does not decide what is held

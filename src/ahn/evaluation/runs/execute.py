@@ -20,7 +20,7 @@ from ahn.evaluation.lm import AHNLM, SKIPPED, SKIPPED_SCORE
 from ahn.evaluation.runs.record import RunFolder
 from ahn.evaluation.runs.suite import LoadedTasks
 from ahn.evaluation.seeds import seed_all
-from ahn.hf.install import attached_state
+from ahn.hf.attached_state import attached_state
 from ahn.modeling.attached import AHNModelMixin
 
 DESCRIBED = ("doc_id", "doc", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")

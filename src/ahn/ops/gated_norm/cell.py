@@ -25,6 +25,7 @@ class FusedCell:
         gate_maps: of a token's hidden state, to its write gates in order and its output gate,
             `[H]` each.
         rate, dt_bias: `[H]`, what a gate makes of the decay; None for the rule without one.
+        gate_first: whether the gate comes before a norm over all heads.
     """
 
     rule: str
@@ -34,10 +35,7 @@ class FusedCell:
     gate_maps: tuple[Linear, ...]
     rate: Tensor | None = None
     dt_bias: Tensor | None = None
-
-    @property
-    def gate_first(self) -> bool:
-        return self.norm.numel() > self.o_proj.shape[-1]
+    gate_first: bool = False
 
 
 def gates_of(hidden: Tensor, cell: FusedCell) -> tuple[Tensor, Tensor]:

@@ -16,15 +16,17 @@ from ahn.ops.window_attention.cudnn_forward import (
     why_not_cudnn,
     why_not_dense,
 )
-from ahn.ops.window_attention.reference import blocked_window_attention
+from ahn.ops.window_attention.exact_rows import ExactRows
+from ahn.ops.window_attention.reference import blocked_window_attention, with_exact_rows
 from ahn.ops.window_attention.ring_views import columns, count
 from ahn.ops.window_attention.saved import SavedOutputs
 
 __all__ = [
+    "ExactRows",
     "SavedOutputs",
     "columns",
     "count",
-    "slot_attention",
+    "decode_attention",
     "why_not_dense",
     "window_attention",
 ]
@@ -42,6 +44,7 @@ def window_attention(
     scale: float | None = None,
     dropout: float = 0.0,
     kept: SavedOutputs | None = None,
+    exact_rows: ExactRows | None = None,
 ) -> Tensor:
     """Softmax attention of each query over the sinks and its last `window` tokens, itself included.
 
@@ -59,6 +62,7 @@ def window_attention(
         dropout: probability of dropping an attention weight.
         kept: of a layer that is computed again for its gradient. The form with gradients for GPUs
             leaves there what it computes, and takes it from there; the others compute it again.
+        exact_rows: pairs that join the same softmax, by the reference alone.
 
     Returns:
         `[B, H, C, V]`. A query that is padding gets a finite value without meaning.
@@ -74,16 +78,23 @@ def window_attention(
         )
     budget = sink_key.shape[2] + window
     whole = start == 0 and before in (0, budget) if isinstance(start, int) else False
-    whole = whole and torch.is_grad_enabled() and why_not_cudnn(query, values[0], dropout) is None
+    whole = (
+        whole
+        and exact_rows is None
+        and torch.is_grad_enabled()
+        and why_not_cudnn(query, values[0], dropout) is None
+    )
     if whole and not has_single_tokens(count(keys), window, sink_key.shape[2], before):
         tokens = (joined(keys), joined(values))
         return whole_window_attention(query, *tokens, sink_key, sink_value, window, scale, kept)
     reference = partial(
         blocked_window_attention,
         sink_key=sink_key, sink_value=sink_value,
-        window=window, start=start, scale=scale, dropout=dropout,
+        window=window, start=start, scale=scale, dropout=dropout, exact_rows=exact_rows,
     )  # fmt: skip
-    if not isinstance(start, int) or why_not_dense(query, values[0], dropout):
+    if not isinstance(start, int) or exact_rows is not None:
+        return reference(query, joined(keys), joined(values))
+    if why_not_dense(query, values[0], dropout):
         return reference(query, joined(keys), joined(values))
     known = min(max(0, sink_key.shape[2] - start - before), query.shape[2])
     parts = []  # queries that are sinks themselves come in a text's first chunk alone
@@ -96,29 +107,35 @@ def window_attention(
     return joined(parts)
 
 
-def slot_attention(
+def decode_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
     filled: Tensor | None = None,
+    exact_rows: ExactRows | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Softmax attention of one query a row over a cache's slots, in whatever order they are.
+    """Softmax attention of one query a row over a ring, in whatever order its tokens lie.
 
     Args:
         query: `[B, H, 1, K]`; key: `[B, G, N, K]`; value: `[B, G, N, V]`, read in place.
-        filled: `[B]`, number of leading slots that hold a token; None is all N.
+        filled: `[B]`, number of leading ring rows that hold a token; None is all N.
+        exact_rows: pairs of a memory that join the softmax; reader 0 is the query.
         scale: factor on the scores; None is K^-1/2.
 
     Returns:
         `[B, H, 1, V]`.
     """
     batch, heads, _, dim = query.shape
-    groups, slots = key.shape[1], key.shape[2]
+    groups, rows = key.shape[1], key.shape[2]
     mask = None
     if filled is not None:
-        mask = (torch.arange(slots, device=key.device) < filled[:, None])[:, None, None]
+        mask = (torch.arange(rows, device=key.device) < filled[:, None])[:, None, None]
+    if exact_rows is not None:
+        mask = query.new_ones(1, 1, 1, rows, dtype=torch.bool) if mask is None else mask
+        mask = with_exact_rows(mask, exact_rows, groups, 0)
+        key, value = torch.cat([key, exact_rows.key], 2), torch.cat([value, exact_rows.value], 2)
     # The heads of a group become rows of one query block: no key is copied for each of them.
     grouped = query.reshape(batch, groups, heads // groups, dim)
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ahn.ops.layout import repeat_heads
+from ahn.ops.window_attention.exact_rows import ExactRows
 
 LARGEST_BLOCK = 1024
 SMALLEST_BLOCK = 64
@@ -22,6 +23,7 @@ def blocked_window_attention(
     start: int | Tensor,
     scale: float | None,
     dropout: float,
+    exact_rows: ExactRows | None = None,
 ) -> Tensor:
     """See `ahn.ops.window_attention`; cost is O(C (S + window + block)), mask O(block) rows."""
     heads, queries = query.shape[1:3]
@@ -33,22 +35,35 @@ def blocked_window_attention(
     keys, values = key.split(sizes, dim=2), value.split(sizes, dim=2)
     before = -(-(window - 1) // block)
     blocks = query.split(block, dim=2)
-    outputs = []
+    outputs: list[Tensor] = []
     for index, part in enumerate(blocks, start=len(sizes) - len(blocks)):
         chosen = slice(max(0, index - before), index + 1)
         low, high = sum(sizes[: chosen.start]), sum(sizes[: chosen.stop])
         mask = visible(part.shape[2], low, high, sink_key.shape[2], window, start, query.device)
+        seen_keys, seen_values = [sink_key, *keys[chosen]], [sink_value, *values[chosen]]
+        if exact_rows is not None:
+            first = sum(x.shape[2] for x in outputs) - queries + exact_rows.readers
+            mask = with_exact_rows(mask, exact_rows, heads, first)
+            seen_keys, seen_values = [*seen_keys, exact_rows.key], [*seen_values, exact_rows.value]
         outputs.append(
             F.scaled_dot_product_attention(
                 part,
-                repeat_heads(torch.cat([sink_key, *keys[chosen]], dim=2), heads, dim=1),
-                repeat_heads(torch.cat([sink_value, *values[chosen]], dim=2), heads, dim=1),
+                repeat_heads(torch.cat(seen_keys, dim=2), heads, dim=1),
+                repeat_heads(torch.cat(seen_values, dim=2), heads, dim=1),
                 attn_mask=mask,
                 dropout_p=dropout,
                 scale=scale,
             )
         )
     return torch.cat(outputs, dim=2)
+
+
+def with_exact_rows(mask: Tensor, exact_rows: ExactRows, heads: int, skipped: int) -> Tensor:
+    """A mask `[B or 1, 1, Q, N]` and the rows that those queries see, `[B or 1, H, Q, N + M]`."""
+    rows = exact_rows.visible(mask.shape[2], skipped)
+    rows = repeat_heads(rows.expand(-1, exact_rows.key.shape[1], -1, -1), heads, dim=1)
+    batch = max(len(mask), len(rows))
+    return torch.cat([x.expand(batch, heads, -1, -1) for x in (mask, rows)], -1)
 
 
 def _piece_sizes(length: int, block: int) -> list[int]:

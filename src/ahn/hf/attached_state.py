@@ -1,0 +1,66 @@
+"""What an attached model carries beside its modules, and which mode it is in just now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from types import MappingProxyType
+from typing import Any
+
+from ahn.config import AHNConfig
+from ahn.layer.modes import MEMORY, Mode
+
+ATTACHED = "ahn_attached_state"  # attribute of the decoder
+
+
+class AttachedState:
+    """Settings of an attached model; the mode is the thread's or task's, never the model's.
+
+    Attributes:
+        config: window, sinks and memory.
+        kernels: the choice that governs all ops, see `ahn.ops.backends`.
+        warned: whether the warning about untrained positions has been given.
+    """
+
+    def __init__(self, config: AHNConfig, kernels: str = "auto") -> None:
+        self.config, self.kernels = config, kernels
+        self.warned = False
+
+    @property
+    def mode(self) -> Mode:
+        """How the model looks back in this thread or task; the memory where nothing was said."""
+        if not _num_active:  # torch.compile cannot trace a context variable
+            return MEMORY
+        return _modes.get().get(self, MEMORY)
+
+    @contextmanager
+    def in_mode(self, mode: Mode) -> Iterator[None]:
+        """Within the context, in this thread or task alone, the model looks back this way."""
+        global _num_active
+        token = _modes.set({**_modes.get(), self: mode})
+        with _lock:
+            _num_active += 1
+        try:
+            yield
+        finally:
+            _modes.reset(token)
+            with _lock:
+                _num_active -= 1
+
+
+_modes: ContextVar[Mapping[AttachedState, Mode]] = ContextVar(
+    "ahn_modes", default=MappingProxyType({})
+)
+
+_num_active = 0  # contexts of `in_mode` that are open anywhere in the process
+_lock = Lock()
+
+
+def attached_state(model: Any) -> AttachedState:
+    """The state of an attached model; ValueError where nothing is attached."""
+    state = getattr(model.get_decoder(), ATTACHED, None) if hasattr(model, "get_decoder") else None
+    if state is None:
+        raise ValueError(f"expected a model with a memory attached, got {type(model).__name__}")
+    return state
