@@ -1,8 +1,10 @@
-"""Imports go one way, and `import ahn` needs only torch, transformers and safetensors."""
+"""The folders show the architecture: imports go one way, faces, names, sizes, tests that mirror."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -34,6 +36,13 @@ LAYERS = [  # a part imports itself and the parts of earlier lines
     {"__main__"},
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+
+TESTS = Path(__file__).parent
+# Rooms of tests that are no rooms of the package: tests on a GPU.
+OTHER_TESTS = {"gpu"}
+MOST_LINES, MOST_KERNEL_LINES = 250, 400  # of a file
+MEDIAN, PERCENTILE_90, MOST = 10, 40, 60  # lines of a function without signature and docstring
+LONG_KERNELS = {"of_keys"}  # one program holds a chunk's tensors in registers through all of it
 
 
 def modules():
@@ -81,6 +90,60 @@ def test_ops_know_neither_modules_nor_transformers():
         names = [name for _, name in imported(path)]
         assert not [n for n in names if n.startswith("transformers")], path
         assert "nn.Module" not in path.read_text(), path
+
+
+def faces():
+    return sorted(PACKAGE.rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("path", faces(), ids=lambda path: str(path.parent.relative_to(PACKAGE)))
+def test_a_face_holds_names_and_no_implementation(path):
+    allowed = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign, ast.AnnAssign, ast.If)
+    nodes = ast.parse(path.read_text()).body
+    lazy = {"__getattr__", "__dir__"}  # of the package itself, whose names are imported when asked
+    extra = [x for x in nodes if not isinstance(x, allowed)]
+    names = {getattr(x, "name", type(x).__name__) for x in extra}
+    assert not names or (path.parent == PACKAGE and names <= lazy), f"{path}: {names}"
+
+
+@pytest.mark.parametrize("path", faces(), ids=lambda path: str(path.parent.relative_to(PACKAGE)))
+def test_no_module_bears_the_name_of_what_its_package_exports(path):
+    """Such a module could not be reached as an attribute of its package."""
+    package = importlib.import_module(".".join(("ahn", *path.parent.relative_to(PACKAGE).parts)))
+    inside = {x.stem for x in path.parent.iterdir() if x.suffix == ".py" or x.is_dir()}
+    for name in inside & set(getattr(package, "__all__", ())):
+        assert inspect.ismodule(getattr(package, name)), f"{package.__name__}.{name}"
+
+
+def test_tests_mirror_the_tree():
+    rooms = {x.name for x in PACKAGE.iterdir() if x.is_dir()}
+    folders = {x.name for x in TESTS.iterdir() if x.is_dir() and not x.name.startswith("__")}
+    assert folders - OTHER_TESTS <= rooms, folders - OTHER_TESTS - rooms
+    assert rooms - folders - {"__pycache__"} == set(), "rooms without a folder of tests"
+
+
+def is_kernel(path: Path) -> bool:
+    return "triton" in str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_is_one_page_or_two(path):
+    most = MOST_KERNEL_LINES if is_kernel(path) else MOST_LINES
+    assert len(path.read_text().splitlines()) <= most
+
+
+def test_functions_are_short():
+    sizes = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                size = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                assert size <= MOST or node.name in LONG_KERNELS, f"{path}: {node.name} {size}"
+                sizes.append(size)
+    sizes.sort()
+    assert sizes[len(sizes) // 2] <= MEDIAN
+    assert sizes[int(len(sizes) * 0.9)] <= PERCENTILE_90
 
 
 PROBE = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ahn.config import AHNConfig
+from ahn.layer.batched_tensors import BatchedTensors
 from ahn.layer.ring import (
     Pairs,
     gather_rows,
@@ -22,11 +23,9 @@ from ahn.layer.ring import (
 )
 
 Views = tuple[Tensor, ...]
-PLAIN = ("keys", "values", "padding")
-NAMED = ("write_inputs", "states")  # dictionaries of tensors
 
 
-class AHNCacheLayer(CacheLayerMixin):
+class AHNCacheLayer(BatchedTensors, CacheLayerMixin):
     """What one layer holds of a text; its bytes are fixed by the first forward.
 
     A token at position p (real tokens of its row counted from 0) lives in row p of `keys` and
@@ -182,31 +181,6 @@ class AHNCacheLayer(CacheLayerMixin):
             else:
                 self.states[name] = state.detach()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors held, `[B, ...]`, by name: `keys`, ..., `states.recurrent_state`."""
-        tensors = {name: getattr(self, name) for name in PLAIN}
-        for kind in NAMED:
-            tensors |= {f"{kind}.{name}": x for name, x in getattr(self, kind).items()}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-    def set_tensor(self, name: str, tensor: Tensor) -> None:
-        """Hold a tensor under a name as `tensors` gives it."""
-        kind, _, rest = name.partition(".")
-        if rest:
-            getattr(self, kind)[rest] = tensor
-        else:
-            setattr(self, name, tensor)
-
-    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace every tensor held by what `change` makes of it."""
-        for name, tensor in self.tensors().items():
-            self.set_tensor(name, change(tensor))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors held."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
-
     def get_seq_length(self) -> int:
         """Tokens read so far, padding included."""
         return self.seen
@@ -224,26 +198,6 @@ class AHNCacheLayer(CacheLayerMixin):
         """
         length = len(query_length) if isinstance(query_length, Tensor) else query_length
         return self.seen + length, 0
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows in the order of `beam_idx` `[B]`."""
-        self.map_tensors(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times."""
-        self.map_tensors(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Only the rows `indices`."""
-        self.map_tensors(lambda x: x[indices.to(x.device)])
-
-    def offload(self) -> None:
-        """Move everything held to the CPU."""
-        self.map_tensors(lambda x: x.to("cpu", non_blocking=True))
-
-    def prefetch(self) -> None:
-        """Bring everything held back to its device."""
-        self.map_tensors(lambda x: x.to(self.device, non_blocking=True))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens.

@@ -1,0 +1,88 @@
+"""The mode belongs to a thread or task, never to the model."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import torch
+
+import ahn
+from ahn.hf.attached_state import attached_state
+from ahn.layer.modes import FULL, MEMORY, WINDOW
+from ahn.modeling import compressive
+from tiny_models import new_model, one_shot, random_ids, shared_model
+
+MODES = {
+    "full": ahn.disabled,
+    "window": ahn.memory_off,
+    "compressive-max": lambda model: compressive(model, "max"),
+}
+
+
+@torch.no_grad()
+def test_threads_do_not_disturb_each_other():
+    model, ids = shared_model(), random_ids(60)
+    expected = {"memory": one_shot(model, ids)}
+    for name, context in MODES.items():
+        with context(model):
+            expected[name] = one_shot(model, ids)
+    barrier = Barrier(4)
+
+    @torch.no_grad()
+    def run(name):
+        barrier.wait(60)  # all four are under way at once
+        wrong = 0
+        for _ in range(25):
+            if name == "memory":
+                wrong += not torch.equal(one_shot(model, ids), expected[name])
+                continue
+            with MODES[name](model):
+                wrong += not torch.equal(one_shot(model, ids), expected[name])
+        return wrong
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(run, expected)) == 0
+    assert attached_state(model).mode is MEMORY
+
+
+def test_tasks_do_not_disturb_each_other():
+    model = shared_model()
+
+    async def run(mode, context):
+        with context(model):
+            for _ in range(20):
+                await asyncio.sleep(0)
+                assert attached_state(model).mode is mode
+        assert attached_state(model).mode is MEMORY
+
+    async def all_at_once():
+        await asyncio.gather(*[run(FULL, ahn.disabled), run(WINDOW, ahn.memory_off)] * 10)
+
+    asyncio.run(all_at_once())
+
+
+def test_modes_nest_and_end_with_an_error():
+    model, other = shared_model(), shared_model(window=24)
+    with pytest.raises(KeyError), ahn.disabled(model):
+        with ahn.memory_off(model):
+            assert attached_state(model).mode is WINDOW
+        assert (attached_state(model).mode, attached_state(other).mode) == (FULL, MEMORY)
+        raise KeyError
+    assert attached_state(model).mode is MEMORY
+
+
+def test_a_copy_is_a_model_of_its_own():
+    model = new_model()
+    with ahn.disabled(model):
+        assert attached_state(copy.deepcopy(model)).mode is MEMORY
+
+
+def test_an_unknown_mode_is_refused_by_name():
+    with pytest.raises(
+        ValueError, match=r"mode: expected one of full, window, memory, .*got 'all'"
+    ):
+        shared_model()(random_ids(5), ahn_mode="all")
