@@ -3,7 +3,7 @@
 import torch
 
 from ahn.memory import build_cell
-from ahn.ops.gated_norm import gated_norm
+from ahn.ops.gated_norm.autograd import gated_norm
 
 torch.manual_seed(0)
 compared = 0

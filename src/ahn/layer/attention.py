@@ -17,9 +17,10 @@ from ahn.layer.context import FULL, POOLED, AllKept, LayerContext, LazyMask
 from ahn.layer.decode import decode_one_token
 from ahn.layer.ring import gather_rows
 from ahn.layer.write_read import Evicted, behind_prefix, evicted_tokens, merge, write_and_read
+from ahn.ops.backends import choose
 from ahn.ops.pooled_attention import pooled_window_attention
 from ahn.ops.side_stream import side_stream
-from ahn.ops.window_attention import count, why_not_dense, window_attention
+from ahn.ops.window_attention import count, window_attention
 
 Document = Callable[[Tensor, Tensor, Tensor, LayerContext], Tensor]
 
@@ -90,7 +91,10 @@ def _prefers_blocks(
     Only for SDPA, which leaves the choice of a kernel to whoever runs it.
     """
     plain = call.seen > 0 and call.cache is not None and module.config.ahn_backend == "sdpa"
-    return plain and why_not_dense(query, value, dropout) is None
+    if not plain or call.memory is None:
+        return False
+    kernels = call.memory.kernels
+    return choose("window_attention", kernels, query, value, dropout=dropout) == "cudnn"
 
 
 def _within_budget(
@@ -134,7 +138,10 @@ def _many_tokens(
     state = None if call.cache is None else call.cache.recurrent_state
     with side_stream(query.device) as wait:
         read, gates = write_and_read(module, query, evicted, call)
-    attend = partial(_pooled, call) if is_pooled else partial(window_attention, kept=call.step.kept)
+    attend = partial(_pooled, call)
+    if not is_pooled:
+        kernels = "auto" if call.memory is None else call.memory.kernels
+        attend = partial(window_attention, saved=call.step.kept, kernels=kernels)
     out = attend(
         query, keys, values, *_sinks(key, value, call),
         window=call.step.window, start=start, scale=scaling, dropout=dropout,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ahn.layer.context import WINDOW, DecodePlacement, LayerContext
 from ahn.layer.write_read import Evicted, memory_query, merge, write_and_read
-from ahn.ops.decoding import NewToken, Ring, fused_decoding, why_not_fused
+from ahn.ops.backends import choose
+from ahn.ops.decoding import NewToken, Ring, fused_decoding
 from ahn.ops.window_attention import slot_attention
 
 
@@ -49,9 +50,9 @@ def _can_fuse(call: LayerContext, query: Tensor, value: Tensor) -> bool:
     cell = call.memory
     assert cell is not None, "layers without a memory do not decode here"
     watched = cell._forward_hooks or cell._forward_pre_hooks or hasattr(cell, "_hf_hook")
-    if cell.kernels == "torch" or call.router is not None or watched:
+    if call.router is not None or watched:
         return False
-    if why_not_fused(query, value) is not None:
+    if choose("fused_decoding", cell.kernels, query, value) == "torch":
         return False
     return call.step.mode == WINDOW or cell.fused() is not None
 
@@ -66,9 +67,10 @@ def _fused(
     decoding: DecodePlacement,
 ) -> Tensor:
     """`decode_one_token` in two kernels."""
+    assert call.memory is not None, "layers without a memory do not decode here"
     cache: Any = call.cache
     cell, token = None, NewToken(query, key, value)
-    if call.step.mode != WINDOW and call.memory is not None:
+    if call.step.mode != WINDOW:
         cell, memory = call.memory.fused(), call.memory
         hidden = call.hidden.to(memory.o_proj.weight.dtype)
         asked = memory_query(module, query, 1, call).transpose(1, 2)
@@ -78,4 +80,6 @@ def _fused(
             cache.set_state(memory.init_state(len(query), query.device, torch.float32))
     tensors = (cache.keys, cache.values, cache.gates, cache.recurrent_state)
     places = (decoding.slot, decoding.filled, decoding.keep, decoding.limit)
-    return fused_decoding(token, Ring(*tensors, *places), cell, scaling)
+    return fused_decoding(
+        token, Ring(*tensors, *places), cell, scaling, kernels=call.memory.kernels
+    )

@@ -12,15 +12,12 @@ from transformers import initialization as init
 
 from ahn.ops.backends import check_kernels
 from ahn.ops.gated_norm import (
-    EPS,
     FusedCell,
     gated_norm,
+    gated_norm_linear,
+    gated_rms_norm,
     gates_of,
-    read_out,
-    why_not_fused_read_out,
-    why_not_gated_norm,
 )
-from ahn.ops.layout import compute_dtype
 
 _CELLS: dict[str, type[Memory]] = {}
 ENTRY_POINT_GROUP = "ahn.memories"
@@ -80,12 +77,7 @@ class GatedRMSNorm(nn.Module):
         self.gate_first = gate_first
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        dtype = compute_dtype(x)
-        x, gate = x.to(dtype), nn.functional.silu(gate.to(dtype))
-        if self.gate_first:
-            x = x * gate
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * self.weight.to(dtype)
-        return x if self.gate_first else x * gate
+        return gated_rms_norm(x, gate, self.weight, gate_first=self.gate_first)
 
 
 class Memory(nn.Module, ABC):
@@ -213,16 +205,17 @@ class Memory(nn.Module, ABC):
             output_gate: `[B, C, H]`, where it is known.
         """
         weight, fused = self.o_proj.weight, self._fused_on(read)
-        if fused is not None and why_not_fused_read_out(read, weight) is None:
-            return read_out(read, self.output_gate(hidden[:, -read.shape[1] :]), fused)
+        if fused is not None and not torch.is_grad_enabled():
+            gate = self.output_gate(hidden[:, -read.shape[1] :])
+            return gated_norm_linear(read, gate, fused, kernels=self.kernels)
         dtype, device = weight.dtype, read.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        if fused is not None and why_not_gated_norm(read) is None:
+        if fused is not None:
             # The gate is cut, not its input: on the way back that would be padded to full length.
             gate = self.output_gate(hidden) if output_gate is None else output_gate
             gate = gate[:, -read.shape[1] :]
-            return self.o_proj(gated_norm(read, gate, fused, dtype))
+            return self.o_proj(gated_norm(read, gate, fused, dtype, kernels=self.kernels))
         return self.o_proj(self.read_out(read, hidden[:, -read.shape[1] :]).to(dtype))
 
     @torch.no_grad()

@@ -49,4 +49,5 @@ class DeltaNet(Memory):
     def fused(self) -> FusedCell:
         maps = (Linear(self.b_proj.weight), Linear(self.g_proj.weight))
         scale = self.head_dim**-0.5
-        return FusedCell("delta", self.o_norm.weight, self.o_proj.weight, scale, maps)
+        norm, gate_first = self.o_norm.weight, self.o_norm.gate_first
+        return FusedCell("delta", norm, self.o_proj.weight, scale, maps, gate_first)

@@ -36,12 +36,10 @@ class Mamba2(Memory):
 
     def write_and_read(self, query, key, value, gates, keep, state):
         dtype = compute_dtype(gates)
-        step = F.softplus(gates[..., 0].to(dtype) + self.dt_bias.to(dtype))
-        step = masked(step, keep)
-        log_decay = -self.A_log.to(dtype).exp() * step
-        return ssd(
-            query, key, value, log_decay, state, step=step, normalize=True, kernels=self.kernels
-        )
+        dt = F.softplus(gates[..., 0].to(dtype) + self.dt_bias.to(dtype))
+        dt = masked(dt, keep)
+        log_decay = -self.A_log.to(dtype).exp() * dt
+        return ssd(query, key, value, log_decay, state, dt=dt, normalize=True, kernels=self.kernels)
 
     def read_out(self, read: Tensor, hidden: Tensor) -> Tensor:
         gate = self.output_gate(hidden).repeat_interleave(self.head_dim, dim=-1)
@@ -53,7 +51,8 @@ class Mamba2(Memory):
     def fused(self) -> FusedCell:
         maps = tuple(Linear(x.weight, x.bias) for x in (self.dt_proj, self.g_proj))
         norm, o_proj = self.norm.weight, self.o_proj.weight
-        return FusedCell("ssd", norm, o_proj, 1.0, maps, rate=self.A_log, dt_bias=self.dt_bias)
+        gates = (self.norm.gate_first, self.A_log, self.dt_bias)
+        return FusedCell("ssd", norm, o_proj, 1.0, maps, *gates)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

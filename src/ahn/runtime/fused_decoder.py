@@ -18,7 +18,8 @@ from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import AHNCacheLayer
 from ahn.layer.context import WINDOW
 from ahn.memory import Memory
-from ahn.ops.decoding import NewToken, QKTransform, Ring, fused_decoding, why_not_fused
+from ahn.ops.backends import unsupported_reason
+from ahn.ops.decoding import NewToken, QKTransform, Ring, fused_decoding
 from ahn.ops.decoding.inputs import StepInputs, embed_and_place
 from ahn.ops.gated_norm import FusedCell
 from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
@@ -179,7 +180,7 @@ def _why_not_weights(model: Any) -> str | None:
         return f"a plain embedding and head, got {type(head).__name__}"
     text = model.config.get_text_config(decoder=True)
     like = weights[0].new_empty(1, 1, 1, head_dim(text))
-    return why_not_fused(like, like)
+    return unsupported_reason("fused_decoding", "triton", like, like)
 
 
 def _linears(layer: Any) -> list[Any]:
