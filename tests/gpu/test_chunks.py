@@ -45,7 +45,7 @@ def test_reading_beside_and_for_the_cache_alone_is_reading_in_order(cell, monkey
         return prefill(model, ids[:, 3100:], cache, chunk=300)
 
     logits, cache = run()
-    monkeypatch.setattr(attention, "beside", in_order)
+    monkeypatch.setattr(attention, "side_stream", in_order)
     note = model.model.norm.register_forward_hook(lambda *_: None)  # every forward is whole
     expected, reference = run()
     note.remove()

@@ -21,12 +21,12 @@ pytest.importorskip("fla")
 def test_it_equals_the_reference(length):
     query = torch.randn(2, length, 4, 64, device=DEVICE, dtype=torch.bfloat16)
     key, value = torch.randn(2, 2, length, 2, 64, device=DEVICE, dtype=torch.bfloat16)
-    beta, step = torch.rand(2, 2, length, 4, device=DEVICE)
+    beta, dt = torch.rand(2, 2, length, 4, device=DEVICE)
     log_decay, state = -0.1 * beta, torch.randn(2, 4, 64, 64, device=DEVICE)
     calls = [
         (delta_rule, (query, key, value, beta, None, state), {"scale": 0.3}),
         (delta_rule, (query, key, value, beta, log_decay, state), {"scale": 0.3}),
-        (ssd, (query, key, value, log_decay, state), {"step": step}),
+        (ssd, (query, key, value, log_decay, state), {"dt": dt}),
     ]
     for op, arguments, options in calls:
         expected = op(*arguments, **options, normalize=True, kernels="torch")

@@ -21,7 +21,7 @@ BATCH, HEADS, GROUPS, DIM, HIDDEN = 2, 4, 2, 64, 96
 OPS = {
     "delta_rule": (delta_rule, ("beta",)),
     "gated_delta_rule": (delta_rule, ("beta", "log_decay")),
-    "ssd": (ssd, ("log_decay", "step")),
+    "ssd": (ssd, ("log_decay", "dt")),
 }
 HALF = ("query", "key", "value")
 over_ops = pytest.mark.parametrize("name", OPS)
@@ -44,7 +44,7 @@ def draw_arguments(name, length, dim=DIM, width=DIM):
         "value": draw(BATCH, GROUPS, length, width).transpose(1, 2),
         "beta": draw(BATCH, length, HEADS).sigmoid() * keep,
         "log_decay": -speed * draw(BATCH, length, HEADS).abs() * keep,
-        "step": draw(BATCH, length, HEADS).abs() * keep,
+        "dt": draw(BATCH, length, HEADS).abs() * keep,
         "initial_state": draw(BATCH, HEADS, dim, width),
     }
     return {key: every[key] for key in (*HALF, *OPS[name][1], "initial_state")}

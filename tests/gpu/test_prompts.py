@@ -64,7 +64,7 @@ def test_prefill_by_dense_blocks_errs_no_more_than_the_general_path(cell):
 @over_cells
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
 @torch.no_grad()
-def test_the_fused_read_out_errs_no_more_than_pytorch(cell, length):
+def test_norm_gate_and_map_err_no_more_than_pytorch(cell, length):
     heads, dim, hidden = 4, 64, 96
     cells = [
         build_memory(cell, hidden, heads, dim, kernels=k).to(DEVICE) for k in ("auto", "torch")

@@ -13,13 +13,16 @@ from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from ahn.memory import build_memory
-from ahn.ops.gated_mlp.api import ROWS, gated_mlp, why_not_gated_mlp
+from ahn.ops.backends import unsupported_reason
+from ahn.ops.gated_mlp import gated_mlp
+from ahn.ops.gated_mlp.autograd import ROWS
 from ahn.ops.gated_norm import gated_norm
 from ahn.ops.logit_losses import logit_losses
 from ahn.ops.window_attention import SavedOutputs, window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller
-from ahn.training.losses import IGNORE, _plain
+from ahn.training.losses import IGNORE
+from backend_rows import replace_reason
 from tiny_models import new_model, over_cells, random_ids
 
 pytestmark = [
@@ -68,23 +71,24 @@ def test_losses_of_logits(dtype):
     targets[::3] = IGNORE
     counts = torch.arange(64, device=DEVICE) % 2 == 0
     known = (teacher, targets, counts, (0.5, 2.0), True)
-    sums, slope = _plain(student, *known)
-    found = logit_losses(student, *known)
-    torch.testing.assert_close(found, sums, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(student, slope, rtol=2**-7, atol=1e-5)
+    sums, slope = logit_losses(student, *known, kernels="torch")
+    ours, gradient = logit_losses(student, *known, kernels="triton")
+    torch.testing.assert_close(ours, sums, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient, slope, rtol=2**-7, atol=1e-5)
 
 
 @over_cells
 @pytest.mark.parametrize("heads", [3, 16, 40])
 def test_norm_and_gate(cell, heads):
     cell = build_memory(cell, 64, heads, 128).to(DEVICE)
-    fused = cell.fused()
+    fused = cell.spec()
     torch.nn.init.normal_(fused.norm)
     hidden = torch.randn(2, 100, 64, device=DEVICE)
     read = torch.randn(2, 100, heads, 128, device=DEVICE, requires_grad=True)
     leaves, wanted = [read, fused.norm, cell.g_proj.weight], torch.randn_like(read)
-    ours = gated_norm(read, cell.output_gate(hidden), fused, torch.float32)
-    exact = cell.read_out(read, hidden)
+    gate = cell.output_gate(hidden)
+    ours = gated_norm(read, gate, fused, torch.float32, kernels="triton")
+    exact = cell.gated_norm(read, hidden)
     torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
     found, expected = (torch.autograd.grad(x, leaves, wanted) for x in (ours, exact))
     for a, b in zip(found, expected):
@@ -97,7 +101,7 @@ def test_mlp_with_frozen_weights(tokens):
     mlp.requires_grad_(False)
     exact_mlp = copy.deepcopy(mlp).double()
     x, wanted = (torch.randn(1, tokens, 256, device=DEVICE).bfloat16() for _ in range(2))
-    assert why_not_gated_mlp(x, list(mlp.parameters())) is None
+    assert unsupported_reason("gated_mlp", "triton", x, list(mlp.parameters())) is None
     found = []
     for form, dtype in ((partial(gated_mlp, mlp=mlp), x.dtype), (mlp, x.dtype), (exact_mlp, None)):
         leaf, slope = (y.to(dtype or torch.float64) for y in (x, wanted))
@@ -115,12 +119,12 @@ def test_attention_that_is_kept_is_that_of_the_first_run(length):
     leaves = [x.transpose(1, 2).requires_grad_() for x in leaves]
     none = [x[:, :, :0].detach() for x in leaves[1:]]
     found = []
-    for kept in (None, SavedOutputs()):
+    for saved in (None, SavedOutputs()):
 
-        def run(*tensors, kept=kept):
-            if kept is not None:
-                kept.start_run()
-            return window_attention(*tensors, *none, window=256, start=0, kept=kept)
+        def run(*tensors, saved=saved):
+            if saved is not None:
+                saved.start_run()
+            return window_attention(*tensors, *none, window=256, start=0, saved=saved)
 
         out = checkpoint(run, *leaves, use_reentrant=False)
         found.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
@@ -133,9 +137,8 @@ def test_a_step_in_half_precision(cell, monkeypatch):
     """Loss and gradients of a whole step err no more than those of plain PyTorch."""
     ids = random_ids(300).to(DEVICE)
     ours, exact = step(cell, ids, torch.bfloat16, "auto"), step(cell, ids, torch.float64, "torch")
-    for name in ("window_attention.why_not_cudnn", "logit_losses.why_not_fused_losses"):
-        monkeypatch.setattr(f"ahn.ops.{name}", lambda *_: "the general path")
-    monkeypatch.setattr("ahn.training.losses.why_not_fused_losses", lambda *_: "the general path")
+    for op, name in (("window_attention", "cudnn"), ("logit_losses", "triton")):
+        replace_reason(monkeypatch, op, name, lambda *_, **__: "the general path")
     general = step(cell, ids, torch.bfloat16, "torch")
     for name, gradient in exact.items():
         error, allowed = (difference(x[name], gradient) for x in (ours, general))

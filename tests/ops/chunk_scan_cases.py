@@ -47,7 +47,7 @@ def inputs(length: int, dim: int, width: int, batch: int = 2) -> dict[str, torch
 
 def by_kernels(rule, query, key, value, beta, log_decay, state):
     if rule == "ssd":
-        return state_space.ssd(query, key, value, log_decay, state, beta, True)
+        return state_space.ssd(query, key, value, log_decay, state, dt=beta, normalize=True)
     decay = None if rule == "delta_rule" else log_decay
     return delta.delta_rule(query, key, value, beta, decay, state, normalize=True, scale=0.3)
 

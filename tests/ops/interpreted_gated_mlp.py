@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ahn.ops import gated_mlp as ours
+from ahn.ops.gated_mlp import autograd as ours
 from ahn.ops.gated_mlp import triton as silu_mul
 
 torch.manual_seed(0)

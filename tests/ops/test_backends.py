@@ -1,34 +1,188 @@
-"""Kernels are chosen openly: an explicit choice never falls back in silence."""
+"""One table of backends: one choice for every op, and a choice by name never falls back."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ahn
-from ahn.ops.backends import check_kernels, choose
-from ahn.ops.delta_rule import delta_rule
-from ahn.ops.ssd import ssd
+from ahn import ops
+from ahn.ops import backends
+from ahn.ops.backends import Backend, check_kernels, choose, register, unsupported_reason
+from op_calls import flat, op_calls
 from tiny_models import base_model
 
 FAST = ["fla", "triton"]
+CALLS = op_calls()
+over_calls = pytest.mark.parametrize("call", CALLS, ids=lambda call: call[1])
 
 
-@pytest.mark.parametrize("kernels", FAST)
-def test_on_the_cpu_auto_takes_pytorch_and_others_are_refused_with_the_reason(kernels):
-    value, gate = torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1)
-    assert choose("auto", value, value, gated=True) == "torch"
-    assert choose("torch", value, value, gated=True) == "torch"
-    message = f"kernels='{kernels}': expected a CUDA device, got cpu"
-    with pytest.raises(ValueError, match=message):
-        choose(kernels, value, value, gated=False)
-    for op in (delta_rule, ssd):
-        with pytest.raises(ValueError, match=message):
-            op(value, value, value, gate, kernels=kernels)
+def rows():
+    """The whole table: every op's contract is imported."""
+    for path in Path(ops.__file__).parent.glob("*/api.py"):
+        import_module(f"ahn.ops.{path.parent.name}.api")
+    return backends.registered_backends()
+
+
+def test_every_op_has_pytorch_which_always_runs_and_comes_last():
+    table = rows()
+    names = [(row.op, row.name) for row in table]
+    assert len(set(names)) == len(names)
+    assert {op for op, _ in names} == {op for op, _ in CALLS}, "give a new op a line in op_calls"
+    for op in {op for op, _ in names}:
+        every = [row for row in table if row.op == op]
+        assert len(every) > 1
+        assert every[-1].name == "torch"
+        assert unsupported_reason(op, "torch", "anything") is None
+        assert all(row.priority > every[-1].priority for row in every[:-1])
+
+
+@over_calls
+@torch.no_grad()
+def test_a_named_backend_that_cannot_run_is_refused_with_the_reason(call):
+    named = [row.name for row in rows() if row.op == call[0] and row.name != "torch"]
+    assert named
+    for name in named:
+        with pytest.raises(ValueError) as refusal:
+            CALLS[call](name)
+        assert str(refusal.value) == f"kernels='{name}': expected a CUDA device, got cpu"
+
+
+@over_calls
+@torch.no_grad()
+def test_on_a_cpu_every_choice_that_an_op_does_not_know_is_auto_and_runs_pytorch(call):
+    expected = flat(CALLS[call]("torch"))
+    assert all(x.isfinite().all() for x in expected)
+    unknown = [k for k in backends.KERNELS if k not in {r.name for r in rows() if r.op == call[0]}]
+    assert "auto" in unknown
+    for kernels in unknown:
+        for got, wanted in zip(flat(CALLS[call](kernels)), expected):
+            assert torch.equal(got, wanted), kernels
+    with pytest.raises(ValueError, match="kernels: expected one of auto, torch, fla, triton"):
+        CALLS[call]("cutlass")
+
+
+def test_a_new_backend_is_chosen_by_priority_and_refused_by_reason(monkeypatch):
+    monkeypatch.setattr(backends, "_TABLE", {})
+
+    def small(size):
+        return None if size < 10 else f"fewer than 10, got {size}"
+
+    register(Backend("toy", "triton", 2, small))
+    register(Backend("toy", "wood", 3, lambda size: None if size < 5 else "fewer than 5"))
+    assert [row.name for row in backends.registered_backends()] == ["wood", "triton", "torch"]
+    assert [choose("toy", "auto", size) for size in (1, 7, 50)] == ["wood", "triton", "torch"]
+    assert choose("toy", "fla", 7) == "triton", "no backend of that name: as auto"
+    assert choose("toy", "triton", 1) == "triton"
+    assert choose("toy", "torch", 1) == "torch"
+    assert unsupported_reason("toy", "wood", 7) == "fewer than 5"
+    with pytest.raises(ValueError, match="kernels='triton': expected fewer than 10, got 50"):
+        choose("toy", "triton", 50)
+    with pytest.raises(ValueError, match=r"kernels: expected one of .*, got 'stone'"):
+        choose("toy", "stone", 1)
+    with pytest.raises(ValueError, match="toy: expected an unused backend name, got 'wood' again"):
+        register(Backend("toy", "wood", 1, small))
+
+
+HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
+
+
+def on_gpu(*shape, dtype=HALF, requires_grad=False):
+    """What the reasons look at, of a tensor on a GPU."""
+    device = torch.device("cuda")
+    return SimpleNamespace(
+        is_cuda=True, device=device, shape=shape, dtype=dtype, requires_grad=requires_grad
+    )
+
+
+HEADS = on_gpu(1, 9, 4, 64)
+REFUSALS = [  # op, backend, inputs, options, reason
+    ("delta_rule", "triton", (on_gpu(1, 9, 4, 64, dtype=SINGLE), HEADS), {"gated": False},
+     "bfloat16, got float32 and bfloat16"),
+    ("delta_rule", "triton", (HEADS, on_gpu(1, 9, 4, 512)), {"gated": False},
+     "a head size of at most 128, got 512"),
+    ("ssd", "triton", (HEADS, on_gpu(1, 9, 4, 64, dtype=torch.float16)), {"gated": False},
+     "bfloat16, got bfloat16 and float16"),
+    ("ssd", "fla", (HEADS, on_gpu(1, 9, 4, 64, dtype=SINGLE)), {"gated": False},
+     "float16 or bfloat16, got float32"),
+    ("ssd", "fla", (HEADS, on_gpu(1, 9, 4, 512)), {"gated": False},
+     "a head size of at most 256, got 512"),
+    ("window_attention", "cudnn", (HEADS, HEADS), {"dropout": 0.1}, "no dropout, got 0.1"),
+    ("window_attention", "cudnn", (HEADS, on_gpu(1, 2, 9, 60)), {},
+     "head sizes up to 128 in steps of 8, got 64 and 60"),
+    ("window_attention", "cudnn", (on_gpu(1, 9, 4, 64, dtype=SINGLE), HEADS), {},
+     "float16 or bfloat16, got float32"),
+    ("window_attention", "cudnn", (HEADS, HEADS), {"start": torch.zeros(1)},
+     "one start for all rows, got one for each row"),
+    ("fused_decoding", "triton", (HEADS, on_gpu(1, 4, 1, 32)), {},
+     "keys and values of one size up to 256, got 64 and 32"),
+    ("fused_decoding", "triton", (on_gpu(1, 4, 1, 64, dtype=DOUBLE), HEADS), {},
+     "float16, bfloat16 or float32, got float64"),
+    ("gated_norm", "triton", (on_gpu(1, 9, 100, 128),), {},
+     "at most 8192 numbers a token, got 12800"),
+    ("gated_norm_linear", "triton", (on_gpu(1, 9, 100, 128), on_gpu(100, 128, 128, dtype=SINGLE)),
+     {}, "at most 8192 numbers a token, got 12800"),
+    ("logit_losses", "triton", (on_gpu(9, 50, dtype=DOUBLE),), {},
+     "float16, bfloat16 or float32, got float64"),
+    ("gated_mlp", "triton", (on_gpu(9, 50), [on_gpu(50, 9, dtype=SINGLE)]), {},
+     "bfloat16, got float32"),
+    ("gemv", "triton", (on_gpu(9, 50, dtype=DOUBLE),), {},
+     "float16, bfloat16 or float32, got float64"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of compute capability 9.0 with everything installed."""
+    monkeypatch.setattr(backends, "_INSTALLED", {"triton", "fla"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+@pytest.mark.parametrize(("op", "name", "inputs", "options", "reason"), REFUSALS)
+@torch.no_grad()
+def test_what_a_backend_cannot_run_is_named(gpu, op, name, inputs, options, reason):
+    assert unsupported_reason(op, name, *inputs, **options) == reason
+    with pytest.raises(ValueError, match=f"^kernels='{name}': expected {reason}$"):
+        choose(op, name, *inputs, **options)
+    assert choose(op, "auto", *inputs, **options) != name
+
+
+def test_what_takes_no_gradient_is_named(gpu):
+    trained = (on_gpu(9, 50), [on_gpu(50, 9, requires_grad=True)])
+    assert unsupported_reason("gated_mlp", "triton", *trained).startswith("frozen weights")
+    reason = unsupported_reason("window_attention", "cudnn", HEADS, HEADS)
+    assert reason.startswith("no gradient, or a sequence from position 0 on")
+    sequence = {"start": 0, "is_sequence": True}
+    assert choose("window_attention", "auto", HEADS, HEADS, **sequence) == "cudnn"
+
+
+def test_what_every_kernel_needs_is_asked_once(gpu, monkeypatch):
+    gated = {"gated": False}
+    assert choose("delta_rule", "auto", HEADS, HEADS, **gated) == "triton"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    least = "a device of compute capability 8.0 or more, got 7.5"
+    assert unsupported_reason("delta_rule", "triton", HEADS, HEADS, **gated) == least
+    assert unsupported_reason("window_attention", "cudnn", HEADS, HEADS) == least
+    assert choose("delta_rule", "auto", HEADS, HEADS, **gated) == "fla"
+    monkeypatch.setattr(backends, "_INSTALLED", set())
+    for row in rows():
+        if row.name not in ("torch", "fla"):
+            inputs = next(case[2:4] for case in REFUSALS if case[:2] == (row.op, row.name))
+            reason = row.unsupported_reason(*inputs[0], **inputs[1])
+            assert reason == "triton to be installed", row
+    reason = unsupported_reason("ssd", "fla", HEADS, HEADS, **gated)
+    assert reason == "flash-linear-attention (pip install fla-core) to be installed"
 
 
 def test_unknown_kernels_are_refused_when_attaching():
     known = "kernels: expected one of auto, torch, fla, triton"
-    with pytest.raises(ValueError, match=f"{known}, got 'cuda'"):
-        check_kernels("cuda")
+    for name in ("cuda", "cudnn"):
+        with pytest.raises(ValueError, match=f"{known}, got '{name}'"):
+            check_kernels(name)
     with pytest.raises(ValueError, match=known):
         ahn.attach(base_model(), ahn.AHNConfig(), kernels="cutlass")
 

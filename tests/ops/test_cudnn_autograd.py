@@ -15,18 +15,23 @@ from ahn.ops.window_attention import api
 from ahn.ops.window_attention import cudnn_autograd as gradient
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller, two_streams
+from backend_rows import replace_reason
 from tiny_models import assert_close, memory_parameters, new_model, random_ids
 
 
 @pytest.fixture(autouse=True)
 def _plain_blocks(monkeypatch):
-    monkeypatch.setattr(api, "why_not_cudnn", lambda query, value, dropout: None)
+    replace_reason(monkeypatch, "window_attention", "cudnn", fits)
     monkeypatch.setattr(gradient, "attend", attend)
     monkeypatch.setattr(gradient, "attend_backward", attend_backward)
     monkeypatch.setattr(gradient, "merge_lse", merge_lse)
     monkeypatch.setitem(
         sys.modules, "ahn.ops.window_attention.reverse", SimpleNamespace(reverse=reverse)
     )
+
+
+def fits(query, value, *, is_sequence=False, **options):
+    return None if torch.is_grad_enabled() and is_sequence else "a sequence and its gradient"
 
 
 def reverse(to, x, add=False):

@@ -10,19 +10,22 @@ import torch
 import torch.nn.functional as F
 
 import ahn
-from ahn.layer import attention
 from ahn.ops.window_attention import api
 from ahn.ops.window_attention import cudnn_forward as dense
 from ahn.ops.window_attention.reference import blocked_window_attention
+from backend_rows import replace_reason
 from tiny_models import assert_close, one_shot, random_ids, read, shared_model
 
 
 @pytest.fixture(autouse=True)
 def _plain_blocks(monkeypatch):
-    for place in (api, attention):
-        monkeypatch.setattr(place, "why_not_dense", lambda query, value, dropout: None)
+    replace_reason(monkeypatch, "window_attention", "cudnn", fits)
     monkeypatch.setattr(dense, "attend", attend)
     monkeypatch.setattr(dense, "merge_lse", merge_lse)
+
+
+def fits(query, value, *, start=0, **options):
+    return None if isinstance(start, int) else "one start"
 
 
 def attend(query, key, value, is_causal, scale):
@@ -50,6 +53,7 @@ def merge_lse(out, near, shared, far):
 @pytest.mark.parametrize("sinks", [0, 1, 5])
 @pytest.mark.parametrize("window", [1, 2, 7, 40])
 @pytest.mark.parametrize(("seen", "new"), [(0, 50), (0, 3), (3, 1), (4, 30), (60, 7), (60, 45)])
+@torch.no_grad()
 def test_blocks_equal_the_reference(sinks, window, seen, new):
     past = min(seen, window)
     start, length = seen - past, past + new
@@ -77,5 +81,5 @@ def test_a_model_that_reads_by_blocks_reads_the_same(monkeypatch, sizes):
     model = shared_model("Qwen3", dtype=torch.float64)
     ids = random_ids(sum(sizes), batch=2)
     got = read(model, ids, sizes, ahn.AHNCache(model.config))
-    monkeypatch.setattr(api, "why_not_dense", lambda query, value, dropout: "the reference")
+    replace_reason(monkeypatch, "window_attention", "cudnn", lambda *_, **__: "the reference")
     assert_close(got, one_shot(model, ids), 1e-12)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ahn.ops import delta_rule as delta
 from ahn.ops import ssd as state_space
-from ahn.ops.backends import RECURRENT_LENGTH
+from ahn.ops.recurrence import RECURRENT_LENGTH
 from tiny_models import assert_close
 
 BATCH, HEADS, KEY, VALUE = 2, 4, 12, 20

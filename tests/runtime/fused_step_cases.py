@@ -6,7 +6,6 @@ It is a process of its own because Triton decides once, when it is imported, who
 from __future__ import annotations
 
 import contextlib
-import sys
 
 import pytest
 import torch
@@ -16,10 +15,11 @@ import ahn
 from ahn.generation import prefill
 from ahn.layer.modes import MEMORY, WINDOW
 from ahn.ops import overlap
-from ahn.ops.decoding import api as decoding
+from ahn.ops.decoding import launch as decoding
 from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
-from ahn.ops.gemv import api as projection
+from ahn.ops.gemv import launch as projection
 from ahn.runtime.fused_decoder import FusedDecoder
+from backend_rows import replace_reason
 from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids
 from watched_memory import mend_indexing, unwritten_is_nan, watch
 
@@ -31,8 +31,8 @@ NEW = 5  # tokens
 def _on_a_cpu(monkeypatch):
     monkeypatch.setattr(overlap, "launch_options", lambda *_: {"OVERLAP": False})
     monkeypatch.setattr(decoding, "_multiprocessors", lambda device: 2)
-    for name in ("ahn.ops.decoding.api", "ahn.layer.decode"):
-        monkeypatch.setattr(sys.modules[name], "why_not_fused", lambda query, value: None)
+    for op in ("fused_decoding", "gemv"):
+        replace_reason(monkeypatch, op, "triton", lambda *_: None)
     mend_indexing(monkeypatch)
     watch(monkeypatch)
     with unwritten_is_nan():

@@ -77,7 +77,7 @@ def _recurrences(
     beta, step, decay = torch.rand(3, 1, tokens, heads)
     text = {"query": torch.randn(1, tokens, heads, dim, dtype=dtype), "key": key, "value": value}
     text["initial_state"] = torch.randn(1, heads, dim, dim)
-    gates = {"beta": beta, "log_decay": -0.1 * decay, "step": step}
+    gates = {"beta": beta, "log_decay": -0.1 * decay, "dt": step}
     known = [*_ours(text, gates)]
     if peers and key.is_cuda and find_spec("fla") is not None and dtype != torch.float32:
         known += [*_fla(text, gates)]

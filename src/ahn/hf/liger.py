@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ahn.ops.gated_mlp import gated_mlp, why_not_gated_mlp
+from ahn.ops.backends import unsupported_reason
+from ahn.ops.gated_mlp import gated_mlp
 
 PATCHED = "ahn_liger"  # attribute of the decoder: the modules whose forward is Liger's
 ROPE = "apply_rotary_pos_emb"  # as the families' modelling code calls it
@@ -102,7 +103,8 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
     maps = (module.gate_proj, module.up_proj, module.down_proj)
-    if all(map(_is_plain, maps)) and why_not_gated_mlp(x, [m.weight for m in maps]) is None:
+    weights = [linear.weight for linear in maps]
+    if all(map(_is_plain, maps)) and not unsupported_reason("gated_mlp", "triton", x, weights):
         return gated_mlp(x, module)
     from liger_kernel.ops import LigerSiLUMulFunction
 

@@ -12,7 +12,8 @@ from ahn.layer.cache_layer import AHNCacheLayer
 from ahn.layer.context import DecodePlacement, LayerContext
 from ahn.layer.write_read import Written, memory_query, merge
 from ahn.memory import GATES, STATE, Evicted, LinearCell, Memory
-from ahn.ops.decoding import NewToken, Ring, fused_decoding, why_not_fused
+from ahn.ops.backends import choose
+from ahn.ops.decoding import NewToken, Ring, fused_decoding
 from ahn.ops.window_attention import decode_attention
 
 WriteAndRead = Callable[[Any, Tensor, Evicted, LayerContext], Written]
@@ -77,9 +78,9 @@ def _can_fuse(context: LayerContext, query: Tensor, value: Tensor, uses_memory: 
     cell = context.memory
     assert cell is not None, "layers without a memory do not decode here"
     watched = cell._forward_hooks or cell._forward_pre_hooks or hasattr(cell, "_hf_hook")
-    if cell.kernels == "torch" or context.router is not None or watched:
+    if context.router is not None or watched:
         return False
-    if why_not_fused(query, value) is not None:
+    if choose("fused_decoding", context.forward.kernels, query, value) == "torch":
         return False
     return not uses_memory or isinstance(cell, LinearCell)
 
@@ -104,4 +105,5 @@ def _fused(
         gates = (memory.write_gates(hidden), memory.output_gate(hidden))
         token = NewToken(query, key, value, asked, *gates)
     place = (placement.ring_index, placement.filled, placement.write_mask, placement.limit)
-    return fused_decoding(token, ring_of(cache, memory, *place), spec, base.scaling)
+    ring, kernels = ring_of(cache, memory, *place), context.forward.kernels
+    return fused_decoding(token, ring, spec, base.scaling, kernels=kernels)

@@ -28,9 +28,10 @@ from ahn.layer.write_read import (
     write_and_read,
 )
 from ahn.memory import Evicted
+from ahn.ops.backends import choose
 from ahn.ops.pooled_attention import POOLINGS, pooled_window_attention
 from ahn.ops.side_stream import side_stream
-from ahn.ops.window_attention import why_not_dense, window_attention
+from ahn.ops.window_attention import window_attention
 
 POOL = "pool"  # name of the state that a pooled layer holds in its memory's place
 
@@ -150,7 +151,8 @@ class WindowAttention(Mode):
         return window_attention(
             query, chunk.keys, chunk.values, chunk.sink_key, chunk.sink_value,
             window=context.forward.window, start=self.start(chunk, context), scale=base.scaling,
-            dropout=base.dropout, exact_rows=written.exact_rows, **options,
+            dropout=base.dropout, exact_rows=written.exact_rows,
+            kernels=context.forward.kernels, **options,
         )  # fmt: skip
 
     def start(self, chunk: ChunkTokens, context: LayerContext) -> int | Tensor:
@@ -243,4 +245,7 @@ def _prefers_blocks(
     Only for SDPA, which leaves the choice of a kernel to whoever runs it.
     """
     later = context.seen > 0 and context.cache is not None
-    return later and base.is_sdpa and why_not_dense(query, value, base.dropout) is None
+    if not (later and base.is_sdpa):
+        return False
+    kernels, dropout = context.forward.kernels, base.dropout
+    return choose("window_attention", kernels, query, value, dropout=dropout) == "cudnn"

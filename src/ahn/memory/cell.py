@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from ahn.memory.contract import Evicted, Memory, MemoryOutput, States, StateSpec
 from ahn.memory.parts import GatedRMSNorm, HeadwiseLinear
-from ahn.ops.gated_norm import FusedCell
+from ahn.ops.gated_norm import CellSpec
 
 STATE, GATES = "recurrent_state", "gates"  # names of a cell's state and of what waits in the ring
 
@@ -78,7 +78,7 @@ class Cell(Memory):
     def gated_norm(self, read: Tensor, hidden: Tensor) -> Tensor:
         """Gate and normalise what was read: `[B, E, H, V]` and the readers' `[B, E, D]`."""
 
-    def spec(self) -> FusedCell | None:
+    def spec(self) -> CellSpec | None:
         """The cell as the fused kernels know it; None where they do not."""
         return None
 

@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from ahn.memory.cell import Cell
 from ahn.memory.parts import GatedRMSNorm
 from ahn.memory.rules import RULES
-from ahn.ops.gated_norm import (
-    FusedCell,
-    gated_norm,
-    gates_of,
-    read_out,
-    why_not_fused_read_out,
-    why_not_gated_norm,
-)
+from ahn.ops.gated_norm import CellSpec, gated_norm, gated_norm_linear, gates_of
 from ahn.ops.gemv import Linear
 
 
@@ -65,10 +58,10 @@ class LinearCell(Cell):
         gate = gate.repeat_interleave(self.head_dim, dim=-1)
         return norm(read.flatten(-2), gate).unflatten(-1, read.shape[-2:])
 
-    def spec(self) -> FusedCell:
+    def spec(self) -> CellSpec:
         """See `Cell.spec`."""
         names = (*self.write_projections, self.output_projection)
-        return FusedCell(
+        return CellSpec(
             rule=self.rule,
             norm=getattr(self, self.norm_name).weight,
             gate_first=self.gate_first,
@@ -96,16 +89,16 @@ class LinearCell(Cell):
         spec, count = self._kernel_spec(read), read.shape[1]
         if spec is None:
             return super().project(read, hidden)
-        if why_not_fused_read_out(read, spec.o_proj) is None:
-            return read_out(read, self.output_gate(hidden[:, -count:]), spec)
-        if why_not_gated_norm(read) is not None:
-            return super().project(read, hidden)
+        if not torch.is_grad_enabled():
+            gate = self.output_gate(hidden[:, -count:])
+            return gated_norm_linear(read, gate, spec, kernels=self.kernels)
         # The gate is cut, not its input: the gradient of the input would be padded to full length.
         gate = self.output_gate(hidden) if output_gate is None else output_gate
         dtype = self._product_dtype(read.device)
-        return self.o_proj(gated_norm(read, gate[:, -count:], spec, dtype))
+        normed = gated_norm(read, gate[:, -count:], spec, dtype, kernels=self.kernels)
+        return self.o_proj(normed)
 
-    def _kernel_spec(self, x: Tensor) -> FusedCell | None:
+    def _kernel_spec(self, x: Tensor) -> CellSpec | None:
         """The spec where kernels can run at all: elsewhere even asking would cost time."""
         return self.spec() if x.is_cuda and self.kernels != "torch" else None
 

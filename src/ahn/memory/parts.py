@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ahn.ops.gated_norm import EPS
-from ahn.ops.layout import compute_dtype
+from ahn.ops.gated_norm import gated_rms_norm
 
 
 class HeadwiseLinear(nn.Module):
@@ -29,12 +28,7 @@ class GatedRMSNorm(nn.Module):
         self.gate_first = gate_first
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        dtype = compute_dtype(x)
-        x, gate = x.to(dtype), nn.functional.silu(gate.to(dtype))
-        if self.gate_first:
-            x = x * gate
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * self.weight.to(dtype)
-        return x if self.gate_first else x * gate
+        return gated_rms_norm(x, gate, self.weight, gate_first=self.gate_first)
 
 
 def masked(gate: Tensor, write_mask: Tensor | None) -> Tensor:

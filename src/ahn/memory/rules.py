@@ -37,7 +37,7 @@ def state_space(cell: Any, query, key, value, gates, write_mask, state) -> tuple
     dtype = compute_dtype(gates)
     dt = masked(F.softplus(gates[..., 0].to(dtype) + cell.dt_bias.to(dtype)), write_mask)
     log_decay = -cell.A_log.to(dtype).exp() * dt
-    return ssd(query, key, value, log_decay, state, step=dt, normalize=True, kernels=cell.kernels)
+    return ssd(query, key, value, log_decay, state, dt=dt, normalize=True, kernels=cell.kernels)
 
 
 def _delta_rule(cell: Any, query, key, value, beta, log_decay, state) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Dtypes and head layout that every recurrence agrees on."""
+"""Shapes, dtypes and head layout, the same for every recurrence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def without_autocast(recurrence: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: autocast would round the state's products to half precision."""
+    """Decorator that turns autocast off: it would round the state's products to half precision."""
 
     @functools.wraps(recurrence)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -51,7 +51,7 @@ def repeat_heads(x: Tensor, num_heads: int, dim: int = 2) -> Tensor:
 
 
 def check_shapes(query: Tensor, key: Tensor, value: Tensor, initial_state: Tensor | None) -> None:
-    """Raise ValueError where what a recurrence is given does not fit; shapes as in `prepare`."""
+    """Raise ValueError where the inputs of a recurrence do not fit; shapes as in `prepare`."""
     batch, length, heads, dim = query.shape
     if key.shape[:2] != (batch, length) or value.shape[:3] != key.shape[:3] or key.shape[3] != dim:
         raise ValueError(
@@ -72,7 +72,7 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor, initial_state: Tenso
 def prepare(
     query: Tensor, key: Tensor, value: Tensor, initial_state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs of a recurrence in its compute dtype, heads repeated, with a state to start from.
+    """Inputs of a recurrence in its compute dtype, with heads repeated, and its initial state.
 
     Args:
         query: `[B, T, H, K]`; key: `[B, T, G, K]`; value: `[B, T, G, V]`.

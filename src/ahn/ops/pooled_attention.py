@@ -1,9 +1,9 @@
-"""Exact attention over sinks, window and a pool of what left it: the Compressive Transformer.
+"""Exact attention over sinks, window and a pool of evicted tokens: the Compressive Transformer.
 
-Tokens that leave the window are pooled, keys and values alike, `RATIO` to one: kernel and stride
-are the compression rate (arXiv 1911.05507, section 3.2, max and mean pooling). The pool is first
-in, first out, and a query attends to it by the same softmax as to everything else. A group that is
-not whole yet is seen as the pool of its tokens so far: none is out of sight while it waits.
+Evicted tokens are pooled, keys and values alike, `RATIO` to one entry: kernel and stride are the
+compression rate (arXiv 1911.05507, section 3.2, max and mean pooling). The pool is first in, first
+out, and one softmax is over pool, sinks and window. A group that is not complete yet is visible as
+the pool of its tokens so far, so no evicted token is invisible while its group fills.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from ahn.ops.layout import repeat_heads
 from ahn.ops.window_attention.reference import LARGEST_BLOCK, SMALLEST_BLOCK, visible
 
-RATIO = 4  # tokens to one, as in arXiv 2510.07318
+RATIO = 4  # tokens an entry, as in arXiv 2510.07318
 POOLINGS = ("max", "avg")
 
 
 def pool_slots(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """Entries that a pool holds: as many as fit into the bytes of a memory's float32 state."""
+    """Entries of a pool: as many as fit into the bytes of a memory's float32 state."""
     state = query.shape[1] * key.shape[-1] * value.shape[-1] * torch.float32.itemsize
     entry = key.shape[1] * (key.shape[-1] + value.shape[-1]) * key.element_size()
     return max(1, state // entry)
@@ -42,18 +42,18 @@ def pooled_window_attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """As `window_attention`, over the pool as well; what leaves the window goes into it.
+    """`window_attention` over the pool as well; evicted tokens are added to the pool.
 
-    Positions are those of `window_attention`. All but the last `window` columns leave in this
-    call, the last queries reading what has left by then: query and evicted token lie `window`
-    positions apart. Sinks and padding are never pooled.
+    Positions are those of `window_attention`. All but the last `window` columns are evicted in this
+    call. A query sees what has been evicted by the time it enters, that is tokens at least `window`
+    positions before it. Sinks and padding are never pooled.
 
     Args:
         query: `[B, H, C, K]`.
         key, value: `[B, G, T, *]`, C <= T <= C + window.
         sink_key, sink_value: `[B, G, S, *]`.
-        pool: `[B, G, P, K + V]` from the call before, None for an empty one. The n-th token to
-            leave, n from 0, belongs to group n // RATIO, which lives in slot group % P.
+        pool: `[B, G, P, K + V]` from the call before, None for an empty one. The n-th evicted
+            token, n from 0, belongs to group n // RATIO, whose entry is in slot group % P.
         pooling: one of `POOLINGS`.
         start, scale, dropout: see `window_attention`.
 
@@ -61,7 +61,7 @@ def pooled_window_attention(
         `[B, H, C, V]`, and the pool in the dtype of key.
 
     Raises:
-        ValueError: `pooling` is none of these.
+        ValueError: `pooling` is none of `POOLINGS`.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r}")
@@ -72,10 +72,10 @@ def pooled_window_attention(
     before, outputs = key.shape[2] - query.shape[2], []
     for part in query.split(min(max(window, SMALLEST_BLOCK), LARGEST_BLOCK), dim=2):
         after = before + part.shape[2]
-        gone = slice(max(0, before - window), max(0, after - window))
+        evicted = slice(max(0, before - window), max(0, after - window))
         near = slice(max(0, before + 1 - window), after)
-        order = first + torch.arange(gone.start, gone.stop, device=key.device)
-        new = torch.cat([key[:, :, gone], value[:, :, gone]], -1)
+        order = first + torch.arange(evicted.start, evicted.stop, device=key.device)
+        new = torch.cat([key[:, :, evicted], value[:, :, evicted]], -1)
         added = Added(_running(pool, new, order, pooling), order)
         pooled = torch.cat([pool, added.entries], 2).split([key.shape[-1], value.shape[-1]], -1)
         exact = visible(
@@ -94,22 +94,27 @@ def pooled_window_attention(
 
 
 class Added(NamedTuple):
-    """Tokens that leave, in order."""
+    """Evicted tokens, in order.
 
-    entries: Tensor  # [B, G, E, K + V], the pool of each one's group up to it
-    order: Tensor  # [B or 1, E], tokens that have left before it; negative: sink or padding
+    Attributes:
+        entries: `[B, G, E, K + V]`, for each the pool of its group up to and including it.
+        order: `[B or 1, E]`, number of tokens evicted before it; negative for sinks and padding.
+    """
+
+    entries: Tensor
+    order: Tensor
 
 
 def _with_entries(exact: Tensor, entries: Tensor) -> Tensor:
-    """One mask `[B or 1, 1, Q, *]` of entries `[B or 1, Q, *]` and of what is held exactly."""
+    """One mask `[B or 1, 1, Q, *]` of entries `[B or 1, Q, *]` and of the exact tokens."""
     rows = max(len(exact), len(entries))
     return torch.cat([x.expand(rows, -1, -1, -1) for x in (entries[:, None], exact)], -1)
 
 
 def _running(pool: Tensor, new: Tensor, order: Tensor, pooling: str) -> Tensor:
-    """The pool of each token's group up to it, `[B, G, E, K + V]`, rounded token by token.
+    """The pool of each token's group up to and including it, `[B, G, E, K + V]`.
 
-    So it is the same to the bit however a text is cut into calls.
+    It is rounded after every token, so it is bitwise the same however a sequence is cut into calls.
     """
     if not new.shape[2]:
         return new
@@ -119,47 +124,48 @@ def _running(pool: Tensor, new: Tensor, order: Tensor, pooling: str) -> Tensor:
     for count in range(1, RATIO):
         last = torch.cat([earlier, entries[:, :, :-1]], 2)
         if pooling == "max":
-            joined = torch.maximum(last, new)
+            pooled = torch.maximum(last, new)
         else:
             wide = torch.promote_types(new.dtype, torch.float32)
-            joined = last.to(wide).lerp(new.to(wide), 1 / (count + 1)).to(new.dtype)
-        entries = torch.where(phase == count, joined, entries)
+            pooled = last.to(wide).lerp(new.to(wide), 1 / (count + 1)).to(new.dtype)
+        entries = torch.where(phase == count, pooled, entries)
     return entries
 
 
 def _visible_entries(added: Added, queries: int, slots: int) -> Tensor:
     """Which of [pool | added entries] the queries see, `[B or 1, Q, P + E]` bool.
 
-    The last E queries read the E tokens that leave, one each; those before read nothing. Each
-    sees the last P groups begun: its own as it stands, the others whole.
+    Each of the last E queries evicts one of the E tokens; earlier queries evict nothing and see no
+    entry. A query sees the last P groups: that of its evicted token as it is, the others complete.
     """
     order, count = added.order, added.order.shape[1]
     reader = F.pad(order, (queries - count, 0), value=-1)[:, :, None]
-    oldest = reader // RATIO - slots  # of the groups that are gone
+    oldest = reader // RATIO - slots  # the newest group that has been overwritten
     written = order[:, :1].clamp(min=0) if count else order.new_zeros(1, 1)
     stored = _group_in_slot(-(-written // RATIO), slots, order.device)[:, None]
-    kept = (stored >= 0) & (stored > oldest) & ((stored + 1) * RATIO <= written[:, None])
+    is_stored = (stored >= 0) & (stored > oldest) & ((stored + 1) * RATIO <= written[:, None])
     entry = order[:, None]
-    whole = (entry % RATIO == RATIO - 1) & (entry < reader) & (entry // RATIO > oldest)
-    fresh = (entry >= 0) & (whole | (entry == reader))
-    return torch.cat([kept & (reader >= 0), fresh], -1)
+    complete = (entry % RATIO == RATIO - 1) & (entry < reader) & (entry // RATIO > oldest)
+    is_added = (entry >= 0) & (complete | (entry == reader))
+    return torch.cat([is_stored & (reader >= 0), is_added], -1)
 
 
 def _updated(pool: Tensor, added: Added) -> Tensor:
-    """The pool once these tokens have left: each slot takes the latest entry of its group."""
+    """The pool after these tokens: each slot gets the last entry of its group."""
     order, count = added.order, added.order.shape[1]
     if not count:
         return pool
     begun = order[:, -1:].clamp(min=-1) // RATIO + 1
     group = _group_in_slot(begun, pool.shape[2], pool.device)
-    last = (group + 1) * RATIO - 1 - order[:, :1]  # column of its last token
+    last = (group + 1) * RATIO - 1 - order[:, :1]  # column of the group's last token
     is_new = (group >= 0) & (last >= 0)
     entries = _chosen(added.entries, last.clamp(0, count - 1))
     return torch.where(is_new[:, None, :, None], entries, pool)
 
 
 def _group_in_slot(begun: Tensor, slots: int, device: torch.device) -> Tensor:
-    """The latest of `begun` groups `[B or 1, 1]` in each slot, `[B or 1, P]`; negative is none."""
+    """The last of the first `begun` groups `[B or 1, 1]` in each slot, `[B or 1, P]`; negative
+    where there is none."""
     return begun - 1 - (begun - 1 - torch.arange(slots, device=device)) % slots
 
 

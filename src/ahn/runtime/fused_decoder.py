@@ -19,9 +19,10 @@ from ahn.layer.cache_layer import AHNCacheLayer
 from ahn.layer.decode import ring_of
 from ahn.layer.modes import Mode
 from ahn.memory import LinearCell
-from ahn.ops.decoding import NewToken, QKTransform, Ring, fused_decoding, why_not_fused
+from ahn.ops.backends import unsupported_reason
+from ahn.ops.decoding import NewToken, QKTransform, Ring, fused_decoding
 from ahn.ops.decoding.inputs import StepInputs, embed_and_place
-from ahn.ops.gated_norm import FusedCell
+from ahn.ops.gated_norm import CellSpec
 from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 
 LAYERS = {f"{family}DecoderLayer" for family in ("Qwen2", "Qwen3", "Llama", "Mistral")}
@@ -112,7 +113,7 @@ class FusedDecoder:
         return linear_add(inner, layer.down, hidden)
 
     def _token(
-        self, mapped: Tensor, layer: Layer, cell: FusedCell | None, transform: QKTransform
+        self, mapped: Tensor, layer: Layer, cell: CellSpec | None, transform: QKTransform
     ) -> NewToken:
         """Views of what all maps gave side by side."""
         sizes = [len(one.weight) for one in layer.inputs]
@@ -177,7 +178,7 @@ def _why_not_weights(model: Any) -> str | None:
         return f"a plain embedding and head, got {type(head).__name__}"
     text = model.config.get_text_config(decoder=True)
     like = weights[0].new_empty(1, 1, 1, head_dim(text))
-    return why_not_fused(like, like)
+    return unsupported_reason("fused_decoding", "triton", like, like)
 
 
 def _linears(layer: Any) -> list[Any]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ahn.ops.logit_losses import logit_losses, why_not_fused_losses
+from ahn.ops.backends import choose
+from ahn.ops.logit_losses import logit_losses
 
 IGNORE = -100  # label of a token that does not count, as everywhere in transformers
 LOSS_CHUNK = 512  # tokens whose logits exist at a time
@@ -37,18 +38,6 @@ class HeadLosses(NamedTuple):
     teacher_ce: Tensor
 
 
-def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of each row of log-probabilities `[N, V]`: `[N]`."""
-    return (teacher.exp() * (teacher - student)).sum(-1)
-
-
-def cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target) of each row of `[N, V]`, 0 where the target is -100: `[N]`."""
-    wanted = targets.clamp(min=0)[:, None]
-    picked = log_probabilities.gather(1, wanted)[:, 0]
-    return torch.where(targets == IGNORE, 0.0, -picked)
-
-
 def layer_distance(student: Tensor, teacher: Tensor, normalized: bool = False) -> Tensor:
     """Squared distance of hidden states `[N, D]`, averaged over D, summed over N: a scalar.
 
@@ -73,6 +62,7 @@ def head_losses(
     *,
     weights: LossWeights | None = None,
     chunk: int | None = None,
+    kernels: str = "auto",
 ) -> HeadLosses:
     """KL and cross-entropy through a frozen head, without the logits of all tokens at once.
 
@@ -86,6 +76,7 @@ def head_losses(
         kl_counts: `[N]` bool, tokens whose KL counts; None counts all.
         weights: of KL and cross-entropy in `total`.
         chunk: tokens per piece; None chooses.
+        kernels: of the losses, `auto`, `torch` or `triton`, see `ahn.ops.backends`.
 
     Raises:
         ValueError: the head is trained, or the loss asks for targets and has none.
@@ -96,8 +87,11 @@ def head_losses(
     if targets is None and weights.ce:
         raise ValueError("ce: expected labels, got none")
     kl, ce = weights.kl, weights.ce
-    chunk = chunk or (LOSS_CHUNK if why_not_fused_losses(student) else FUSED_LOSS_CHUNK)
-    sums = _FusedHead.apply(student, teacher.detach(), head, targets, kl_counts, (kl, ce), chunk)
+    if chunk is None:
+        is_plain = choose("logit_losses", kernels, student) == "torch"
+        chunk = LOSS_CHUNK if is_plain else FUSED_LOSS_CHUNK
+    options = ((kl, ce), chunk, kernels)
+    sums = _FusedHead.apply(student, teacher.detach(), head, targets, kl_counts, *options)
     return HeadLosses(*sums)
 
 
@@ -105,7 +99,7 @@ class _FusedHead(torch.autograd.Function):
     """Losses and the gradient of their weighted sum, piece by piece."""
 
     @staticmethod
-    def forward(ctx, student, teacher, head, targets, kl_counts, weights, chunk):
+    def forward(ctx, student, teacher, head, targets, kl_counts, weights, chunk, kernels):
         dtype = torch.promote_types(student.dtype, torch.float32)
         sums = student.new_zeros(3, dtype=dtype)
         wanted = ctx.needs_input_grad[0]
@@ -115,7 +109,8 @@ class _FusedHead(torch.autograd.Function):
             labels = None if targets is None else targets[piece]
             counts = None if kl_counts is None else kl_counts[piece]
             to = None if gradient is None else gradient[piece]
-            sums += _piece(head, student[piece], teacher[piece], labels, counts, weights, to)
+            tokens = (student[piece], teacher[piece], labels, counts)
+            sums += _piece(head, *tokens, weights, to, kernels)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(*(parts := sums.unbind()))
         # A weight of 0 leaves a loss out, even an infinite one.
@@ -125,7 +120,7 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, total, *_):
         (gradient,) = ctx.saved_tensors
-        return (gradient * total.to(gradient.dtype), *[None] * 6)
+        return (gradient * total.to(gradient.dtype), *[None] * 7)
 
 
 def _piece(
@@ -136,6 +131,7 @@ def _piece(
     counts: Tensor | None,
     weights: tuple[float, float],
     gradient: Tensor | None,
+    kernels: str,
 ) -> Tensor:
     """Sums of the losses of some tokens `[3]`, whose logits exist in here alone.
 
@@ -148,64 +144,7 @@ def _piece(
         logits = head(hidden)
     with torch.no_grad():
         both = (logits.detach(), head(teacher))
-        run = _plain if why_not_fused_losses(logits) else _fused
-        sums, slope = run(*both, labels, counts, weights, wanted)
+        sums, slope = logit_losses(*both, labels, counts, weights, wanted, kernels=kernels)
     if gradient is not None:
         gradient.copy_(torch.autograd.grad(logits, hidden, slope)[0])
     return sums
-
-
-def _fused(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    counts: Tensor | None,
-    weights: tuple[float, float],
-    wanted: bool,
-) -> tuple[Tensor, Tensor]:
-    """See `logit_losses`: the gradient is where the student's logits were."""
-    return logit_losses(student, teacher, labels, counts, weights, wanted), student
-
-
-def _plain(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    counts: Tensor | None,
-    weights: tuple[float, float],
-    wanted: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """KL, cross-entropy of the student and of the teacher `[3]`; gradient by the logits."""
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    own, target = (x.to(dtype).log_softmax(-1) for x in (student, teacher))
-    kl = kl_divergence(own, target)
-    kl = (kl if counts is None else torch.where(counts, kl, 0.0)).sum()
-    ce = teacher_ce = torch.zeros_like(kl)
-    if labels is not None:
-        ce, teacher_ce = (cross_entropy(x, labels).sum() for x in (own, target))
-    sums = torch.stack([kl, ce, teacher_ce])
-    if not wanted:
-        return sums, None
-    return sums, _logit_gradient(own, target, labels, counts, weights).to(student.dtype)
-
-
-def _logit_gradient(
-    own: Tensor,
-    target: Tensor,
-    labels: Tensor | None,
-    counts: Tensor | None,
-    weights: tuple[float, float],
-) -> Tensor:
-    """Gradient of the weighted sum by the student's logits `[N, V]`; overwrites both inputs."""
-    kl, ce = weights
-    probability, target = own.exp_(), target.exp_()
-    per_kl = probability.new_full((len(own), 1), kl)
-    if counts is not None:
-        per_kl = torch.where(counts[:, None], per_kl, 0.0)
-    per_ce = torch.zeros_like(per_kl)
-    if labels is not None and ce:
-        per_ce = torch.where(labels[:, None] == IGNORE, per_ce, ce)
-    slope = probability.mul_(per_kl + per_ce).sub_(target.mul_(per_kl))
-    if labels is not None and ce:
-        slope.scatter_add_(1, labels.clamp(min=0)[:, None], -per_ce)
-    return slope

@@ -89,7 +89,7 @@ class StudentAttention(MemoryAttention):
 
     def attend(self, base, query, chunk, written, context, **options: Any) -> Tensor:
         """See `MemoryAttention`."""
-        return super().attend(base, query, chunk, written, context, kept=self.saved, **options)
+        return super().attend(base, query, chunk, written, context, saved=self.saved, **options)
 
     def _write_inputs(self, query: Tensor, context: LayerContext) -> dict[str, tuple[Tensor]]:
         """What the memory needs to write the prefix's tokens, by name `[B, h, length - S, n]`."""

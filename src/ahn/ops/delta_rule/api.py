@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ahn.ops import fla
-from ahn.ops.backends import RECURRENT_LENGTH, choose
-from ahn.ops.delta_rule import triton
-from ahn.ops.delta_rule.reference import chunk_delta_rule, recurrent_delta_rule
-from ahn.ops.layout import check_shapes, l2_normalize, without_autocast
+from ahn.ops.backends import choose
+from ahn.ops.delta_rule import fla, reference, triton
+from ahn.ops.layout import check_shapes, without_autocast
+from ahn.ops.recurrence import register_recurrence
 
-__all__ = ["chunk_delta_rule", "delta_rule", "recurrent_delta_rule"]
+_RUN = {"torch": reference.delta_rule, "fla": fla.delta_rule, "triton": triton.delta_rule}
+
+register_recurrence("delta_rule")
 
 
 @without_autocast
@@ -37,7 +38,7 @@ def delta_rule(
         log_decay: `[B, T, H]`, <= 0; None is the rule without decay.
         initial_state: `[B, H, K, V]`; None is zeros.
         normalize: divide queries and keys by their length first, see `l2_normalize`.
-        scale: of the query.
+        scale: factor on the query.
         kernels: `auto`, `torch`, `fla` or `triton`, see `ahn.ops.backends`.
 
     Returns:
@@ -48,14 +49,7 @@ def delta_rule(
         ValueError: shapes do not fit, or the kernels asked for cannot run here.
     """
     check_shapes(query, key, value, initial_state)
-    chosen = choose(kernels, query, value, gated=log_decay is not None)
-    if chosen != "torch":
-        run = triton.delta_rule if chosen == "triton" else fla.delta_rule
-        return run(
-            query, key, value, beta, log_decay, initial_state, normalize=normalize, scale=scale
-        )
-    if normalize:
-        query, key = l2_normalize(query), l2_normalize(key)
-    query = query if scale == 1 else query * scale
-    form = recurrent_delta_rule if query.shape[1] <= RECURRENT_LENGTH else chunk_delta_rule
-    return form(query, key, value, beta, log_decay, initial_state)
+    backend = choose("delta_rule", kernels, query, value, gated=log_decay is not None)
+    return _RUN[backend](
+        query, key, value, beta, log_decay, initial_state, normalize=normalize, scale=scale
+    )

@@ -6,7 +6,27 @@ import torch
 from torch import Tensor
 
 from ahn.ops.chunking import decay_between, join_chunks, scan_chunks, split_chunks
-from ahn.ops.layout import prepare
+from ahn.ops.layout import l2_normalize, prepare
+from ahn.ops.recurrence import RECURRENT_LENGTH
+
+
+def delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    *,
+    normalize: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """`ahn.ops.delta_rule` on any device, by the form that suits the number of tokens."""
+    if normalize:
+        query, key = l2_normalize(query), l2_normalize(key)
+    query = query if scale == 1 else query * scale
+    form = recurrent_delta_rule if query.shape[1] <= RECURRENT_LENGTH else chunk_delta_rule
+    return form(query, key, value, beta, log_decay, initial_state)
 
 
 def recurrent_delta_rule(

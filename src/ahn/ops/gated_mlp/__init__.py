@@ -1,8 +1,5 @@
 """A gated MLP with frozen weights."""
 
-from ahn.ops.gated_mlp.api import gated_mlp, why_not_gated_mlp
+from ahn.ops.gated_mlp.api import gated_mlp
 
-__all__ = [
-    "gated_mlp",
-    "why_not_gated_mlp",
-]
+__all__ = ["gated_mlp"]

@@ -1,4 +1,4 @@
-"""Triton kernels of a gated MLP's product, in place: the widest tensors are two, not three."""
+"""Triton kernels of silu(gate) * up, in place: two wide tensors exist, not three."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def silu_mul_(gate: Tensor, up: Tensor) -> Tensor:
     return gate
 
 
-def silu_mul_backward_(gate: Tensor, up: Tensor, slope: Tensor) -> None:
-    """Write the product's gradients over `gate` and `up`, `slope` being that of what it gave."""
+def silu_mul_backward_(gate: Tensor, up: Tensor, d_out: Tensor) -> None:
+    """Overwrite `gate` and `up` by their gradients, from the gradient `d_out` of the product."""
     grid = (-(-gate.numel() // BLOCK),)
-    silu_mul_backward_kernel[grid](gate, up, slope, gate.numel(), BLOCK=BLOCK, num_warps=8)
+    silu_mul_backward_kernel[grid](gate, up, d_out, gate.numel(), BLOCK=BLOCK, num_warps=8)
 
 
 @triton.jit
@@ -28,17 +28,17 @@ def silu_mul_kernel(gate, up, size, BLOCK: tl.constexpr):
     x = tl.load(gate + i, inside, 0.0).to(tl.float32)
     y = tl.load(up + i, inside, 0.0).to(tl.float32)
     dtype = gate.dtype.element_ty
-    activated = (x * tl.sigmoid(x)).to(dtype).to(tl.float32)  # rounded as the plain product's
+    activated = (x * tl.sigmoid(x)).to(dtype).to(tl.float32)  # rounded as PyTorch rounds it
     tl.store(gate + i, (activated * y).to(dtype), inside)
 
 
 @triton.jit
-def silu_mul_backward_kernel(gate, up, slope, size, BLOCK: tl.constexpr):
+def silu_mul_backward_kernel(gate, up, d_out, size, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < size
     x = tl.load(gate + i, inside, 0.0).to(tl.float32)
     y = tl.load(up + i, inside, 0.0).to(tl.float32)
-    d = tl.load(slope + i, inside, 0.0).to(tl.float32)
+    d = tl.load(d_out + i, inside, 0.0).to(tl.float32)
     dtype = gate.dtype.element_ty
     open_ = tl.sigmoid(x)
     tl.store(gate + i, (d * y * open_ * (1.0 + x * (1.0 - open_))).to(dtype), inside)

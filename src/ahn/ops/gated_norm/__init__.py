@@ -1,21 +1,14 @@
-"""Norm, output gate and head map of what a memory gave."""
+"""Norm, output gate and linear map of what the queries read from a state."""
 
-from ahn.ops.gated_norm.api import (
-    EPS,
-    FusedCell,
-    gated_norm,
-    gates_of,
-    read_out,
-    why_not_fused_read_out,
-    why_not_gated_norm,
-)
+from ahn.ops.gated_norm.api import gated_norm, gated_norm_linear
+from ahn.ops.gated_norm.cell import EPS, CellSpec, gates_of
+from ahn.ops.gated_norm.reference import gated_rms_norm
 
 __all__ = [
     "EPS",
-    "FusedCell",
+    "CellSpec",
     "gated_norm",
+    "gated_norm_linear",
+    "gated_rms_norm",
     "gates_of",
-    "read_out",
-    "why_not_fused_read_out",
-    "why_not_gated_norm",
 ]

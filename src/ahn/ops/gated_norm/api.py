@@ -1,63 +1,100 @@
-"""What a state gave, normalised, gated and mapped head by head, in one pass over it."""
+"""Norm, output gate and linear map of what was read: contract and choice of implementation."""
 
 from __future__ import annotations
-
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from ahn.ops.gated_norm.autograd import gated_norm, why_not_gated_norm
-from ahn.ops.gated_norm.cell import EPS, FusedCell, gates_of
+from ahn.ops.backends import (
+    Backend,
+    choose,
+    device_unsupported_reason,
+    dtype_unsupported_reason,
+    register,
+)
+from ahn.ops.gated_norm import autograd, reference
+from ahn.ops.gated_norm.cell import CellSpec
 
-__all__ = [
-    "EPS",
-    "FusedCell",
-    "gated_norm",
-    "gates_of",
-    "read_out",
-    "why_not_fused_read_out",
-    "why_not_gated_norm",
-]
-
-BLOCK = 64  # tokens a program
+HALF = (torch.float16, torch.bfloat16)
+LARGEST = 8192  # numbers of a token that a program holds, each dimension padded
 
 
-def why_not_fused_read_out(read: Tensor, o_proj: Tensor) -> str | None:
-    """What the kernel would need; None where it can run."""
-    if not read.is_cuda or find_spec("triton") is None:
-        return f"a CUDA device and triton, got {read.device}"
-    if torch.is_grad_enabled():
-        return "no gradient"
-    if o_proj.dtype not in (torch.float16, torch.bfloat16):
-        return f"weights in float16 or bfloat16, got {o_proj.dtype}"
-    if not 16 <= o_proj.shape[-1] <= 128:
-        return f"heads of 16 to 128, got {o_proj.shape[-1]}"
-    return None
+def gated_norm(
+    read: Tensor,
+    output_gate: Tensor,
+    cell: CellSpec,
+    dtype: torch.dtype,
+    *,
+    kernels: str = "auto",
+) -> Tensor:
+    """norm(read) silu(gate), or norm(read silu(gate)) with the gate first; gradients pass.
+
+    Args:
+        read: `[B, E, H, V]`; output_gate: `[B, E, H]`, raw; both of any float dtype.
+        dtype: of the result.
+        kernels: `auto`, `torch` or `triton`, see `ahn.ops.backends`.
+
+    Returns:
+        `[B, E, H, V]`.
+
+    Raises:
+        ValueError: the kernels asked for cannot run here.
+    """
+    backend = choose("gated_norm", kernels, read)
+    run = autograd.gated_norm if backend == "triton" else reference.gated_norm
+    return run(read, output_gate, cell, dtype)
 
 
-def read_out(read: Tensor, output_gate: Tensor, cell: FusedCell) -> Tensor:
-    """o_proj(norm(read) silu(gate)), or o_proj(norm(read silu(gate))) with the gate first.
+def gated_norm_linear(
+    read: Tensor, output_gate: Tensor, cell: CellSpec, *, kernels: str = "auto"
+) -> Tensor:
+    """`gated_norm`, then the linear map of each head; gradients pass.
+
+    Without gradients and in half precision the Triton backend does both in one pass over `read`.
 
     Args:
         read: `[B, E, H, V]`, any float dtype; output_gate: `[B, E, H]`, raw.
+        kernels: `auto`, `torch` or `triton`, see `ahn.ops.backends`.
 
     Returns:
-        `[B, E, H, V]` in the dtype of the weights.
-    """
-    from ahn.ops.gated_norm import triton as kernels
+        `[B, E, H, V]` in the dtype of the weights, or autocast's.
 
-    batch, length, heads, dim = read.shape
-    read, output_gate = read.contiguous(), output_gate.contiguous()
-    out = read.new_empty(read.shape, dtype=cell.o_proj.dtype)
-    tokens, padded = batch * length, 1 << (dim - 1).bit_length()
-    blocks = -(-tokens // BLOCK)
-    squares = read.new_empty(tokens if cell.gate_first else 0, dtype=torch.float32)
-    sizes = {"DIM": dim, "PADDED": padded, "BLOCK": BLOCK}
-    if cell.gate_first:
-        kernels.mean_square[(blocks,)](read, output_gate, squares, tokens, heads, **sizes)
-    kernels.project[(blocks, heads)](
-        read, output_gate, squares, cell.norm, cell.o_proj, out, tokens, heads, EPS,
-        GATE_FIRST=cell.gate_first, **sizes,
-    )  # fmt: skip
-    return out
+    Raises:
+        ValueError: the kernels asked for cannot run here.
+    """
+    backend = choose("gated_norm_linear", kernels, read, cell.o_proj)
+    if backend == "triton" and _one_pass_unsupported_reason(read, cell.o_proj) is None:
+        from ahn.ops.gated_norm import triton
+
+        return triton.gated_norm_linear(read, output_gate, cell)
+    dtype = reference.product_dtype(cell.o_proj)
+    normed = gated_norm(read, output_gate, cell, dtype, kernels=backend)
+    return reference.headwise_linear(normed, cell.o_proj)
+
+
+def _gated_norm_unsupported_reason(read: Tensor) -> str | None:
+    reason = device_unsupported_reason(read)
+    reason = reason or dtype_unsupported_reason((*HALF, torch.float32), read)
+    if reason is None and autograd.padded(read.shape[2]) * autograd.padded(read.shape[3]) > LARGEST:
+        return f"at most {LARGEST} numbers a token, got {read.shape[2] * read.shape[3]}"
+    return reason
+
+
+def _one_pass_unsupported_reason(read: Tensor, o_proj: Tensor) -> str | None:
+    if torch.is_grad_enabled():
+        return "no gradient"
+    reason = device_unsupported_reason(read) or dtype_unsupported_reason(HALF, o_proj)
+    if reason is None and not 16 <= o_proj.shape[-1] <= 128:
+        return f"heads of 16 to 128, got {o_proj.shape[-1]}"
+    return reason
+
+
+def _linear_unsupported_reason(read: Tensor, o_proj: Tensor) -> str | None:
+    """One pass is not always possible; the Triton norm and PyTorch's product may still be."""
+    if _one_pass_unsupported_reason(read, o_proj) is None:
+        return None
+    return _gated_norm_unsupported_reason(read)
+
+
+register(Backend("gated_norm", "triton", 1, _gated_norm_unsupported_reason))
+register(Backend("gated_norm_linear", "triton", 1, _linear_unsupported_reason))

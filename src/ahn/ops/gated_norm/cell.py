@@ -1,4 +1,4 @@
-"""A cell in the terms of the fused kernels."""
+"""A memory cell as the kernels know it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ EPS = 1e-5  # of the norm
 
 
 @dataclass(frozen=True)
-class FusedCell:
-    """A cell in the terms of the kernels.
+class CellSpec:
+    """A cell as the kernels know it: tensors and constants.
 
     Attributes:
         rule: `delta`, `gated_delta` or `ssd`, see `ahn.ops.delta_rule` and `ahn.ops.ssd`.
-        norm: weight of the RMS norm over a head `[V]`, after which the gate comes, or of that
-            over all heads `[H V]`, before which it comes.
-        o_proj: `[H, V, V]`.
-        query_scale: of the normalised query.
-        gate_maps: of a token's hidden state, to its write gates in order and its output gate,
-            `[H]` each.
-        rate, dt_bias: `[H]`, what a gate makes of the decay; None for the rule without one.
-        gate_first: whether the gate comes before a norm over all heads.
+        norm: weight of the RMSNorm, `[V]` of a norm over each head, `[H V]` of one over all heads.
+        o_proj: `[H, V, V]`, the linear map of each head.
+        query_scale: factor on the normalised query.
+        gate_maps: linear maps from a token's hidden state to its write gates, in order, and then
+            to its output gate, `[H]` each.
+        gate_first: True gates what was read before one norm over all heads; False gates it after
+            a norm over each head.
+        rate, dt_bias: `[H]`, log of the decay rate and bias of dt; None for the rule without decay.
     """
 
     rule: str
@@ -33,16 +33,16 @@ class FusedCell:
     o_proj: Tensor
     query_scale: float
     gate_maps: tuple[Linear, ...]
+    gate_first: bool
     rate: Tensor | None = None
     dt_bias: Tensor | None = None
-    gate_first: bool = False
 
 
-def gates_of(hidden: Tensor, cell: FusedCell) -> tuple[Tensor, Tensor]:
+def gates_of(hidden: Tensor, cell: CellSpec) -> tuple[Tensor, Tensor]:
     """Raw write gates `[B, T, H, n]` and output gates `[B, T, H]` of `[B, T, D]`, by one product.
 
-    On the way back its gradient by `hidden` is one as well, where maps apart leave sums of them.
+    Its gradient with respect to `hidden` is one product too; separate maps would add up several.
     """
-    found = concat_linear(hidden, cell.gate_maps)
-    *write, output = found.unflatten(-1, (len(cell.gate_maps), -1)).unbind(-2)
+    raw = concat_linear(hidden, cell.gate_maps)
+    *write, output = raw.unflatten(-1, (len(cell.gate_maps), -1)).unbind(-2)
     return torch.stack(write, -1), output

@@ -1,13 +1,37 @@
-"""Triton kernels of the read-out; see `ahn.ops.gated_norm`."""
+"""Triton kernels of norm, output gate and linear map; see `ahn.ops.gated_norm`."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from ahn.ops.gated_norm.cell import EPS, CellSpec
+
+BLOCK = 64  # tokens a program
+
+
+def gated_norm_linear(read: Tensor, output_gate: Tensor, cell: CellSpec) -> Tensor:
+    """`ahn.ops.gated_norm.gated_norm_linear` without gradients, of half-precision weights."""
+    batch, length, heads, dim = read.shape
+    read, output_gate = read.contiguous(), output_gate.contiguous()
+    out = read.new_empty(read.shape, dtype=cell.o_proj.dtype)
+    tokens = batch * length
+    blocks = -(-tokens // BLOCK)
+    squares = read.new_empty(tokens if cell.gate_first else 0, dtype=torch.float32)
+    sizes = {"DIM": dim, "PADDED": 1 << (dim - 1).bit_length(), "BLOCK": BLOCK}
+    if cell.gate_first:
+        mean_square_kernel[(blocks,)](read, output_gate, squares, tokens, heads, **sizes)
+    gated_norm_linear_kernel[(blocks, heads)](
+        read, output_gate, squares, cell.norm, cell.o_proj, out, tokens, heads, EPS,
+        GATE_FIRST=cell.gate_first, **sizes,
+    )  # fmt: skip
+    return out
 
 
 @triton.jit
-def mean_square(
+def mean_square_kernel(
     read, output_gate, squares, tokens, heads,
     DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -26,11 +50,11 @@ def mean_square(
 
 
 @triton.jit
-def project(
+def gated_norm_linear_kernel(
     read, output_gate, squares, norm, o_proj, out, tokens, heads, eps: tl.constexpr,
     GATE_FIRST: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One head's block of tokens: norm, gate, and the head's own linear map."""
+    """A block of tokens of one head: norm, gate, and the linear map of the head."""
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.program_id(1)
     i = tl.arange(0, PADDED)
@@ -79,22 +103,22 @@ def gated_norm_kernel(
 
 @triton.jit
 def gated_norm_backward_kernel(
-    read, output_gate, norm, slope, slope_t, slope_h, of_read, of_gate, of_norm, tokens,
+    read, output_gate, norm, d_out, d_out_t, d_out_h, d_read, d_gate, d_norm, tokens,
     eps: tl.constexpr,
     GATE_FIRST: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
     PADDED_HEADS: tl.constexpr, PADDED: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of some tokens one after the other; their sum by the norm's weight."""
+    """Gradients of ROUNDS tokens, one by one; that of the norm's weight is summed over them."""
     h, i = tl.arange(0, PADDED_HEADS)[:, None], tl.arange(0, PADDED)[None, :]
     both = (h < HEADS) & (i < DIM)
     weight = tl.load(norm + (h * DIM if GATE_FIRST else 0) + i, both, 0.0).to(tl.float32)
     by_weight = tl.zeros((PADDED_HEADS, PADDED), tl.float32)
-    for step in range(ROUNDS):
-        t = tl.program_id(0).to(tl.int64) * ROUNDS + step
+    for number in range(ROUNDS):
+        t = tl.program_id(0).to(tl.int64) * ROUNDS + number
         inside = both & (t < tokens)
         place = (t * HEADS + h) * DIM + i
         x = tl.load(read + place, inside, 0.0).to(tl.float32)
-        y = tl.load(slope + t * slope_t + h.to(tl.int64) * slope_h + i, inside, 0.0).to(tl.float32)
+        y = tl.load(d_out + t * d_out_t + h.to(tl.int64) * d_out_h + i, inside, 0.0).to(tl.float32)
         known = (h < HEADS) & (t < tokens)
         raw = tl.load(output_gate + t * HEADS + h, known, 0.0).to(tl.float32)
         open_ = tl.sigmoid(raw)
@@ -117,7 +141,7 @@ def gated_norm_backward_kernel(
             y = y * gate
             by_read = scale * (y - unit * (tl.sum(y * unit, 1)[:, None] / DIM))
         by_gate = by_gate * open_ * (1.0 + raw * (1.0 - open_))
-        tl.store(of_read + place, by_read.to(of_read.dtype.element_ty), inside)
-        tl.store(of_gate + t * HEADS + h, by_gate.to(of_gate.dtype.element_ty), known)
-    of_norm += tl.program_id(0).to(tl.int64) * (HEADS * DIM)
-    tl.store(of_norm + h * DIM + i, by_weight, both)
+        tl.store(d_read + place, by_read.to(d_read.dtype.element_ty), inside)
+        tl.store(d_gate + t * HEADS + h, by_gate.to(d_gate.dtype.element_ty), known)
+    d_norm += tl.program_id(0).to(tl.int64) * (HEADS * DIM)
+    tl.store(d_norm + h * DIM + i, by_weight, both)

@@ -1,24 +1,18 @@
-"""KL and cross-entropy of logits with their gradient, in two passes over them."""
+"""KL divergence and cross-entropies of logits: contract and choice of implementation."""
 
 from __future__ import annotations
-
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-__all__ = ["logit_losses", "why_not_fused_losses"]
-
-BLOCK = 2048  # logits at a time
-
-
-def why_not_fused_losses(logits: Tensor) -> str | None:
-    """What the kernel would need; None where it can run."""
-    if not logits.is_cuda or find_spec("triton") is None:
-        return f"a CUDA device and triton, got {logits.device}"
-    if logits.dtype == torch.float64:
-        return "at most float32, got float64"
-    return None
+from ahn.ops.backends import (
+    Backend,
+    choose,
+    device_unsupported_reason,
+    dtype_unsupported_reason,
+    register,
+)
+from ahn.ops.logit_losses import reference
 
 
 def logit_losses(
@@ -27,24 +21,40 @@ def logit_losses(
     targets: Tensor | None,
     kl_counts: Tensor | None,
     weights: tuple[float, float],
-    wanted: bool,
-) -> Tensor:
-    """Sums over tokens of KL(teacher || student) and both cross-entropies, `[3]` float32.
-
-    Where `wanted`, the student's logits are overwritten by the gradient of the weighted sum.
+    with_gradient: bool,
+    *,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Sums over tokens of KL(teacher || student) and of both cross-entropies, in nats.
 
     Args:
-        student, teacher: logits `[N, V]`, contiguous, of one dtype up to float32.
+        student, teacher: logits `[N, V]`, contiguous, of one dtype. The gradient may be written
+            over the student's.
         targets: `[N]`, negative where there is none; None leaves cross-entropies at 0.
         kl_counts: `[N]` bool, tokens whose KL counts; None counts all.
-        weights: of KL and of the student's cross-entropy.
-    """
-    from ahn.ops.logit_losses.triton import logit_losses_kernel
+        weights: of KL and of the student's cross-entropy in the gradient.
+        with_gradient: whether the gradient is asked for.
+        kernels: `auto`, `torch` or `triton`, see `ahn.ops.backends`.
 
-    sums = student.new_empty(len(student), 3, dtype=torch.float32)
-    logit_losses_kernel[(len(student),)](
-        student, teacher, targets, kl_counts, sums, *weights, VOCABULARY=student.shape[1],
-        HAS_TARGETS=targets is not None, HAS_COUNTS=kl_counts is not None, WANTED=wanted,
-        BLOCK=min(BLOCK, 1 << (student.shape[1] - 1).bit_length()),
-    )  # fmt: skip
-    return sums.sum(0)
+    Returns:
+        `[3]`: KL, cross-entropy of the student and of the teacher, float32, or float64 for float64
+        logits; and the gradient of the weighted sum `[N, V]` in the logits' dtype, or None.
+
+    Raises:
+        ValueError: the kernels asked for cannot run here.
+    """
+    if choose("logit_losses", kernels, student) == "torch":
+        run = reference.logit_losses
+    else:
+        from ahn.ops.logit_losses import triton
+
+        run = triton.logit_losses
+    return run(student, teacher, targets, kl_counts, weights, with_gradient)
+
+
+def _triton_unsupported_reason(logits: Tensor) -> str | None:
+    dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    return device_unsupported_reason(logits) or dtype_unsupported_reason(dtypes, logits)
+
+
+register(Backend("logit_losses", "triton", 1, _triton_unsupported_reason))

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+BLOCK = 2048  # logits at a time
 LOWEST = tl.constexpr(-1e30)  # stands for no logit: finite, so that no difference is NaN
+
+
+def logit_losses(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor | None,
+    kl_counts: Tensor | None,
+    weights: tuple[float, float],
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`ahn.ops.logit_losses` up to float32; the gradient overwrites the student's logits."""
+    sums = student.new_empty(len(student), 3, dtype=torch.float32)
+    logit_losses_kernel[(len(student),)](
+        student, teacher, targets, kl_counts, sums, *weights, VOCABULARY=student.shape[1],
+        HAS_TARGETS=targets is not None, HAS_COUNTS=kl_counts is not None,
+        WITH_GRADIENT=with_gradient, BLOCK=min(BLOCK, 1 << (student.shape[1] - 1).bit_length()),
+    )  # fmt: skip
+    return sums.sum(0), student if with_gradient else None
 
 
 @triton.jit
 def logit_losses_kernel(
     student, teacher, targets, counts, sums, per_kl, per_ce, VOCABULARY: tl.constexpr,
-    HAS_TARGETS: tl.constexpr, HAS_COUNTS: tl.constexpr, WANTED: tl.constexpr,
+    HAS_TARGETS: tl.constexpr, HAS_COUNTS: tl.constexpr, WITH_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token: its losses, and where wanted their gradient in place of its logits."""
+    """Losses of one token, and where asked for their gradient in place of its logits."""
     row = tl.program_id(0).to(tl.int64)
     student += row * VOCABULARY
     teacher += row * VOCABULARY
@@ -50,9 +71,9 @@ def logit_losses_kernel(
         t = tl.load(teacher + i, i < VOCABULARY, LOWEST).to(tl.float32) - lse_t
         p, q = tl.exp(s), tl.exp(t)
         divergence += tl.where(i < VOCABULARY, q * (t - s), 0.0)
-        if WANTED:
-            slope = p * (by_kl + by_ce) - q * by_kl - tl.where(i == target, by_ce, 0.0)
-            tl.store(student + i, slope.to(student.dtype.element_ty), i < VOCABULARY)
+        if WITH_GRADIENT:
+            gradient = p * (by_kl + by_ce) - q * by_kl - tl.where(i == target, by_ce, 0.0)
+            tl.store(student + i, gradient.to(student.dtype.element_ty), i < VOCABULARY)
     tl.store(sums + row * 3, tl.where(counted, tl.sum(divergence, 0), 0.0))
     tl.store(sums + row * 3 + 1, tl.where(labelled, lse - tl.sum(picked, 0), 0.0))
     tl.store(sums + row * 3 + 2, tl.where(labelled, lse_t - tl.sum(picked_t, 0), 0.0))

@@ -6,7 +6,28 @@ import torch
 from torch import Tensor
 
 from ahn.ops.chunking import join_chunks, scan_chunks, split_chunks
-from ahn.ops.layout import prepare
+from ahn.ops.layout import l2_normalize, prepare, repeat_heads
+from ahn.ops.recurrence import RECURRENT_LENGTH
+
+
+def ssd(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    initial_state: Tensor | None,
+    *,
+    dt: Tensor | None,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """`ahn.ops.ssd` on any device, by the form that suits the number of tokens."""
+    if normalize:
+        query, key = l2_normalize(query), l2_normalize(key)
+    if dt is not None:
+        key = repeat_heads(key, query.shape[2]) * dt[..., None]
+        value = repeat_heads(value, query.shape[2])
+    form = recurrent_ssd if query.shape[1] <= RECURRENT_LENGTH else chunk_ssd
+    return form(query, key, value, log_decay, initial_state)
 
 
 def recurrent_ssd(

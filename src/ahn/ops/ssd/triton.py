@@ -13,9 +13,10 @@ def ssd(
     value: Tensor,
     log_decay: Tensor,
     initial_state: Tensor | None,
-    step: Tensor | None,
+    *,
+    dt: Tensor | None,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """`ahn.ops.ssd` of bfloat16 inputs; out in their dtype, float32 state."""
     rule = Rule(delta=False, normalize=normalize)
-    return scan(query, key, value, step, log_decay, initial_state, rule)
+    return scan(query, key, value, dt, log_decay, initial_state, rule)

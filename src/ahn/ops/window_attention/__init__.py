@@ -1,14 +1,9 @@
 """Softmax attention over sinks and a window."""
 
-from ahn.ops.window_attention.api import (
-    ExactRows,
-    SavedOutputs,
-    columns,
-    count,
-    decode_attention,
-    why_not_dense,
-    window_attention,
-)
+from ahn.ops.window_attention.api import decode_attention, window_attention
+from ahn.ops.window_attention.exact_rows import ExactRows
+from ahn.ops.window_attention.ring_views import columns, count
+from ahn.ops.window_attention.saved import SavedOutputs
 
 __all__ = [
     "ExactRows",
@@ -16,6 +11,5 @@ __all__ = [
     "columns",
     "count",
     "decode_attention",
-    "why_not_dense",
     "window_attention",
 ]

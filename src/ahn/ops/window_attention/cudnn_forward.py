@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -11,33 +10,6 @@ from torch import Tensor
 
 from ahn.ops.moving import flipped, joined
 from ahn.ops.window_attention.ring_views import columns, count
-
-TESTED_TORCH = (2, 11)  # from here on the operator takes grouped heads
-LARGEST_DIM = 128
-
-
-def why_not_cudnn(query: Tensor, value: Tensor, dropout: float) -> str | None:
-    """What parts computed by cuDNN's kernel and joined would need; None where they can run."""
-    if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
-        return f"a CUDA device of compute capability 8.0, got {query.device}"
-    if tuple(map(int, torch.__version__.split(".")[:2])) < TESTED_TORCH:
-        return f"torch {'.'.join(map(str, TESTED_TORCH))}, got {torch.__version__}"
-    if find_spec("triton") is None:
-        return "triton to be installed"
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"float16 or bfloat16, got {query.dtype}"
-    if dropout:
-        return "no dropout"
-    if any(x.shape[-1] > LARGEST_DIM or x.shape[-1] % 8 for x in (query, value)):
-        return f"head sizes up to {LARGEST_DIM} in steps of 8, got {query.shape[-1]}"
-    return None
-
-
-def why_not_dense(query: Tensor, value: Tensor, dropout: float) -> str | None:
-    """What these blocks would need; None where they can run."""
-    if torch.is_grad_enabled():
-        return "no gradient: parts are joined in place"
-    return why_not_cudnn(query, value, dropout)
 
 
 class Part(NamedTuple):

@@ -17,7 +17,7 @@ def merge_lse_kernel(
     HAS_SHARED: tl.constexpr, HAS_FAR: tl.constexpr, WITH_LSE: tl.constexpr,
     BLOCK: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """See `ahn.ops.window_attention.cudnn_forward.join`."""
+    """See `ahn.ops.window_attention.cudnn_forward.merge_lse`."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
