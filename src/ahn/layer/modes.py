@@ -1,9 +1,8 @@
 """The page: how a layer looks back (arXiv 2510.07318).
 
-A chunk of new tokens pushes old ones out of the window. What leaves is written into the memory,
-each new token reads it, and the window's own softmax runs beside that. Both are added, and the
-cache takes the new tokens. One new token a row goes the same way in its place in the ring
-(`decode`), and a text within the budget is the base's own call.
+A chunk of new tokens pushes old ones out of the window. What leaves is written into the memory and
+read by the new tokens, while the softmax over sinks and window runs. Both are added, and the cache
+takes the new tokens. `decode` does the same for one new token a row, in its place in the ring.
 """
 
 from __future__ import annotations
