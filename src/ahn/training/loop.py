@@ -1,4 +1,4 @@
-"""A plain training loop: distilling in a few lines, on one device, without accelerate."""
+"""A minimal training loop on one device, without accelerate."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ def distill(
 
     Args:
         batches: at least `total_steps` of them; rows longer than the budget.
-        learning_rate: of gates, decays, steps and norms.
-        map_rate: learning rate of the head-wise linear maps (`o_proj`, `q_proj`) over that of the
-            rest. Their gradients are the noisiest: at the rate of the rest, a short run ends
-            worse than it began. The rest has a long way to go: a fresh cell forgets within a few
-            tokens, and remembering thousands takes decays that are orders of magnitude slower.
-        autocast: dtype the base computes in; None is its own. The memory's recurrence stays in
-            float32.
+        learning_rate: of gates, decays, Mamba2's `dt` and norms.
+        map_rate: learning rate of the head-wise linear maps (`o_proj`, `q_proj`) as a multiple of
+            `learning_rate`. It is below 1 because their gradients are the noisiest: at the full
+            rate a short run ends worse than it began. The other parameters need the full rate: a
+            fresh cell forgets within a few tokens, and to remember thousands its decay has to
+            become slower by orders of magnitude.
+        warmup: share of the steps.
         on_step: called with the step's number, from 1, and its loss.
+        window, num_sinks: of the student; None takes the attached ones.
+        autocast: dtype the base computes in; None leaves it. The memory's recurrence stays in
+            float32.
 
     Returns:
         The loss of every step.
@@ -76,11 +79,11 @@ def distill(
 
 
 def warmup_cosine(step: int, total_steps: int, warmup: float) -> float:
-    """Share of the learning rate at `step`, from 0: linear up, then a cosine down to 0."""
-    rising = max(1, round(warmup * total_steps))
-    if step < rising:
-        return (step + 1) / rising
-    progress = (step - rising) / max(1, total_steps - rising)
+    """Factor of the learning rate at `step`, from 0: linear up, then a cosine down to 0."""
+    warmup_steps = max(1, round(warmup * total_steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -90,12 +93,16 @@ def parameter_groups(
     map_rate: float,
     weight_decay: float,
 ) -> list[dict]:
-    """Gate projections, vectors, which do not decay, and head-wise maps."""
-    found: dict[int, list[nn.Parameter]] = {1: [], 2: [], 3: []}
+    """Optimizer groups of a memory's parameters.
+
+    In this order: gate projections (matrices); vectors, without weight decay; head-wise maps
+    (`[H, in, out]`), whose learning rate is `learning_rate * map_rate`.
+    """
+    by_ndim: dict[int, list[nn.Parameter]] = {1: [], 2: [], 3: []}
     for parameter in parameters.values():
-        found[max(1, parameter.ndim)].append(parameter)
+        by_ndim[max(1, parameter.ndim)].append(parameter)
     return [
-        {"params": found[2], "lr": learning_rate, "weight_decay": weight_decay},
-        {"params": found[1], "lr": learning_rate, "weight_decay": 0.0},
-        {"params": found[3], "lr": learning_rate * map_rate, "weight_decay": weight_decay},
+        {"params": by_ndim[2], "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": by_ndim[1], "lr": learning_rate, "weight_decay": 0.0},
+        {"params": by_ndim[3], "lr": learning_rate * map_rate, "weight_decay": weight_decay},
     ]
