@@ -19,7 +19,8 @@ from ahn.ops.logit_losses import logit_losses
 from ahn.ops.window_attention import SavedOutputs, window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller
-from ahn.training.losses import IGNORE, _plain
+from ahn.training.losses import IGNORE
+from ahn.training.losses.builtin import _plain
 from tiny_models import new_model, over_cells, random_ids
 
 pytestmark = [
@@ -133,9 +134,12 @@ def test_a_step_in_half_precision(cell, monkeypatch):
     """Loss and gradients of a whole step err no more than those of plain PyTorch."""
     ids = random_ids(300).to(DEVICE)
     ours, exact = step(cell, ids, torch.bfloat16, "auto"), step(cell, ids, torch.float64, "torch")
-    for name in ("window_attention.why_not_cudnn", "logit_losses.why_not_fused_losses"):
-        monkeypatch.setattr(f"ahn.ops.{name}", lambda *_: "the general path")
-    monkeypatch.setattr("ahn.training.losses.why_not_fused_losses", lambda *_: "the general path")
+    for name in (
+        "ops.window_attention.why_not_cudnn",
+        "ops.logit_losses.why_not_fused_losses",
+        "training.losses.builtin.why_not_fused_losses",
+    ):
+        monkeypatch.setattr(f"ahn.{name}", lambda *_: "the general path")
     general = step(cell, ids, torch.bfloat16, "torch")
     for name, gradient in exact.items():
         error, allowed = (difference(x[name], gradient) for x in (ours, general))
