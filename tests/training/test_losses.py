@@ -20,6 +20,8 @@ from ahn.training.losses import (
     registered_losses,
     registry,
 )
+from ahn.training.losses import head as head_module
+from ahn.training.losses.head import logit_losses
 from largest import LargestTensor
 
 TOKENS, HIDDEN, VOCABULARY = 300, 32, 211
@@ -149,10 +151,18 @@ NEW = {
 }
 
 
+def writes_over_the_logits(student, *others):
+    """As the kernel on a GPU: the gradient takes the place of the student's logits."""
+    sums, gradient = logit_losses(student, *others)
+    return sums, None if gradient is None else student.copy_(gradient)
+
+
+@pytest.mark.parametrize("builtin", [logit_losses, writes_over_the_logits])
 @pytest.mark.parametrize("chunk", [16, 1000])
 @pytest.mark.parametrize("labels", [True, False])
-def test_registered_functions_and_their_gradients(no_others, chunk, labels):
+def test_registered_functions_and_their_gradients(no_others, monkeypatch, builtin, chunk, labels):
     """Together with the built-in losses; one of weight 0 is reported and has no gradient."""
+    monkeypatch.setattr(head_module, "logit_losses", builtin)
     for name in ("reverse_kl", "brier"):
         register_loss(name, on=NEW[name][1])(NEW[name][0])
     head, student, teacher, targets, labelled = inputs()

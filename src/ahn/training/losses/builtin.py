@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ahn.ops.logit_losses import logit_losses, why_not_fused_losses
+from ahn.ops import logit_losses as fused
+from ahn.ops.logit_losses import why_not_fused_losses
 from ahn.training.losses.registry import IGNORE
 
 
-def builtin_losses(
+def logit_losses(
     student: Tensor,
     teacher: Tensor,
     targets: Tensor | None,
-    labelled: Tensor | None,
+    kl_counts: Tensor | None,
     weights: tuple[float, float],
-    wanted: bool,
+    with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """KL, cross-entropy of student and teacher `[3]`; their gradient by the student's logits.
 
@@ -24,13 +25,14 @@ def builtin_losses(
     Args:
         student, teacher: logits `[N, V]`.
         targets: `[N]`, -100 where there is none; None leaves the cross-entropies at 0.
-        labelled: `[N]` bool, tokens of the KL; None takes all.
+        kl_counts: `[N]` bool, tokens of the KL; None takes all.
         weights: of KL and of the student's cross-entropy.
-        wanted: whether the gradient is.
+        with_gradient: whether the gradient is asked for.
     """
+    given = (student, teacher, targets, kl_counts, weights, with_gradient)
     if why_not_fused_losses(student):
-        return _plain(student, teacher, targets, labelled, weights, wanted)
-    return logit_losses(student, teacher, targets, labelled, weights, wanted), student
+        return _plain(*given)
+    return fused.logit_losses(*given), student
 
 
 def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:

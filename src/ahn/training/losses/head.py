@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ahn.ops.logit_losses import why_not_fused_losses
-from ahn.training.losses.builtin import builtin_losses
+from ahn.training.losses.builtin import logit_losses
 from ahn.training.losses.registry import FUSED, IGNORE, TARGETS, Loss, LossOutput, weighted_losses
 
 LOSS_CHUNK = 512  # tokens whose logits exist at a time
@@ -131,7 +131,7 @@ def _chunk_losses(
         tokens = tokens._replace(student=logits.detach(), teacher=head(tokens.teacher))
         # The functions go first: the kernel of the built-in losses overwrites the logits.
         sums, more = _function_losses(tokens, weighted.functions.values(), wanted)
-        fused, slope = builtin_losses(*tokens, weighted.fused, wanted)
+        fused, slope = logit_losses(*tokens, weighted.fused, wanted)
         if slope is not None and more is not None:
             slope.add_(more)
     if gradient is not None:
