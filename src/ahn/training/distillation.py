@@ -37,8 +37,7 @@ def distillation(
     Returns:
         The weighted sum of the means, and the sums over this batch's tokens by name.
 
-    Raises:
-        ValueError: nothing is attached, or the model changes its logits after the head.
+    Raises ValueError where nothing is attached, or the model changes its logits after the head.
     """
     _check_plain_head(model)
     tokens = loss_tokens(batch, window + num_sinks)

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from ahn.training.distillation import distillation_loss
 from ahn.training.distiller import memory_parameters, only_trainable
 
+MAX_GRAD_NORM = 1.0
+
 
 def distill(
     model: PreTrainedModel,
@@ -29,27 +31,20 @@ def distill(
 ) -> list[float]:
     """Train the attached memory, and nothing else, on `[B, T]` batches of token ids.
 
-    AdamW with a linear warm-up over the first share `warmup` of the steps, then a cosine to 0.
+    The optimizer is AdamW; the learning rate follows `warmup_cosine`.
 
     Args:
-        batches: at least `total_steps` of them; rows longer than the budget.
-        learning_rate: of gates, decays, Mamba2's `dt` and norms.
-        map_rate: learning rate of the head-wise linear maps (`o_proj`, `q_proj`) as a multiple of
-            `learning_rate`. It is below 1 because their gradients are the noisiest: at the full
-            rate a short run ends worse than it began. The other parameters need the full rate: a
-            fresh cell forgets within a few tokens, and to remember thousands its decay has to
-            become slower by orders of magnitude.
+        batches: at least `total_steps` of them; documents longer than the budget.
+        learning_rate, map_rate, weight_decay: see `parameter_groups`.
         warmup: share of the steps.
         on_step: called with the step's number, from 1, and its loss.
         window, num_sinks: of the student; None takes the attached ones.
-        autocast: dtype the base computes in; None leaves it. The memory's recurrence stays in
-            float32.
+        autocast: dtype the base computes in; None leaves it. The memory's recurrence stays float32.
 
     Returns:
         The loss of every step.
 
-    Raises:
-        ValueError: too few batches.
+    Raises ValueError for too few batches.
     """
     parameters = memory_parameters(model)
     groups = parameter_groups(parameters, learning_rate, map_rate, weight_decay)
@@ -60,13 +55,8 @@ def distill(
     losses: list[float] = []
     with only_trainable(model, parameters.values()):
         for step, batch in zip(range(1, total_steps + 1), batches):
-            ids = batch.to(model.device)
-            with torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
-                loss = distillation_loss(
-                    model, ids, window=window, num_sinks=num_sinks, checkpointing=False
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            loss = _backward(model, batch.to(model.device), window, num_sinks, autocast)
+            torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRAD_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -76,6 +66,22 @@ def distill(
     if len(losses) < total_steps:
         raise ValueError(f"distill: expected {total_steps} batches, got {len(losses)}")
     return losses
+
+
+def _backward(
+    model: PreTrainedModel,
+    ids: Tensor,
+    window: int | None,
+    num_sinks: int | None,
+    autocast: torch.dtype | None,
+) -> Tensor:
+    """The loss of a batch, after its backward pass."""
+    with torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
+        loss = distillation_loss(
+            model, ids, window=window, num_sinks=num_sinks, checkpointing=False
+        )
+    loss.backward()
+    return loss
 
 
 def warmup_cosine(step: int, total_steps: int, warmup: float) -> float:
@@ -93,10 +99,12 @@ def parameter_groups(
     map_rate: float,
     weight_decay: float,
 ) -> list[dict]:
-    """Optimizer groups of a memory's parameters.
+    """Optimizer groups: gate projections; vectors, without weight decay; head-wise linear maps.
 
-    In this order: gate projections (matrices); vectors, without weight decay; head-wise maps
-    (`[H, in, out]`), whose learning rate is `learning_rate * map_rate`.
+    The maps (`o_proj`, `q_proj`, `[H, in, out]`) have the learning rate `learning_rate * map_rate`.
+    Their gradients are the noisiest: at the full rate a short run ends worse than it began. The
+    other parameters need the full rate: a fresh cell forgets within a few tokens, and to remember
+    thousands its decay has to become slower by orders of magnitude.
     """
     by_ndim: dict[int, list[nn.Parameter]] = {1: [], 2: [], 3: []}
     for parameter in parameters.values():

@@ -76,18 +76,21 @@ def head_losses(
         ValueError: the head is trained, or a loss needs targets and has none.
     """
     losses = weighted_losses({"kl": 1.0}) if losses is None else losses
-    if any(parameter.requires_grad for parameter in head.parameters()):
-        raise ValueError("head: expected a frozen language-model head, got one that is trained")
-    if targets is None:
-        for name, loss in losses.items():
-            if loss.on == TARGETS and (loss.weight or loss.function):
-                raise ValueError(f"{name}: expected labels, got none")
+    _check(head, losses, has_targets=targets is not None)
     weighted = _Weighted.of(losses)
     in_pytorch = weighted.functions or why_not_fused_losses(student)
     tokens = _Tokens(student, teacher.detach(), targets, labelled)
     chunk = chunk or (LOSS_CHUNK if in_pytorch else FUSED_LOSS_CHUNK)
     total, *sums = _FrozenHead.apply(*tokens, head, weighted, chunk)
     return LossOutput(total, dict(zip([*FUSED, *weighted.functions], sums)))
+
+
+def _check(head: nn.Module, losses: Mapping[str, Loss], *, has_targets: bool) -> None:
+    if any(parameter.requires_grad for parameter in head.parameters()):
+        raise ValueError("head: expected a frozen language-model head, got one that is trained")
+    for name, loss in losses.items():
+        if not has_targets and loss.on == TARGETS and (loss.weight or loss.function):
+            raise ValueError(f"{name}: expected labels, got none")
 
 
 class _FrozenHead(torch.autograd.Function):
