@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from runs import train
 
-from ahn.training.group import leave_group
+from ahn.training.process_group import leave_group
 from ahn.training.trainer import DistillTrainer
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"

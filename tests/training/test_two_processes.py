@@ -41,7 +41,7 @@ def test_sharded_by_fsdp2(folder):
         assert all(torch.equal(again[name], tensor) for name, tensor in saved.items())
 
 
-def test_all_processes_draw_the_same_limits_and_each_has_tokens_beyond_them(folder):
+def test_all_processes_draw_the_same_budgets_and_each_has_tokens_beyond_them(folder):
     drawn = [json.loads((folder / f"drawn-{rank}.json").read_text()) for rank in range(2)]
     limits = [[each[1:] for each in one] for one in drawn]
     assert limits[0] == limits[1] and len(limits[0]) > 5

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ahn.training import Distiller, distillation_loss, two_streams
-from ahn.training.distillation import Batch, Counts, count, distillation
-from ahn.training.losses import IGNORE, LossWeights, layer_distance
+from ahn.training import Distiller, distillation_loss, two_streams, weighted_losses
+from ahn.training.batch import Batch, TokenCounts, loss_tokens
+from ahn.training.distillation import distillation
+from ahn.training.losses import IGNORE, Loss, layer_distance, normalized_layer_distance
 from largest import LargestTensor
 from tiny_models import (
     assert_close,
@@ -20,8 +21,8 @@ from tiny_models import (
 )
 
 LENGTH, WINDOW, SINKS = 70, 12, 5
-LIMITS = {"window": WINDOW, "num_sinks": SINKS}
-ALL = LossWeights(0.7, 0.2, 0.4)
+SIZES = {"window": WINDOW, "num_sinks": SINKS}
+ALL = weighted_losses({"kl": 0.7, "ce": 0.2, "distill": 0.4})
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["apart", "shared"])
@@ -43,7 +44,7 @@ def labelled(batch=2, length=LENGTH):
     return Batch(ids, labels)
 
 
-def two_passes(model, batch, weights, normalized=False):
+def two_passes(model, batch, distance=layer_distance):
     """The same losses from two forwards of the whole model, and everything at once."""
     inputs = {
         "input_ids": batch.input_ids,
@@ -63,7 +64,7 @@ def two_passes(model, batch, weights, normalized=False):
     labels = batch.labels[:, 1:].masked_fill(~follows, IGNORE)
     ce = F.nll_loss(own[:, :-1].transpose(1, 2), labels, ignore_index=IGNORE)
     distances = [
-        layer_distance(a[counts], b[counts], normalized) / counts.sum()
+        distance(a[counts], b[counts]).sum() / counts.sum()
         for a, b in zip(student.hidden_states[1:-1], teacher.hidden_states[1:-1])
     ]
     return kl, ce, distances
@@ -78,22 +79,22 @@ def gradients(loss, model):
 @over_matrix
 def test_loss_and_gradients(family, cell):
     model, batch = frozen(family, cell), labelled()
-    kl, ce, _ = two_passes(model, batch, ALL)
-    weights = LossWeights(0.7, 0.2)
+    kl, ce, _ = two_passes(model, batch)
+    losses = weighted_losses({"kl": 0.7, "ce": 0.2})
     expected = gradients(0.7 * kl + 0.2 * ce, model)
     for checkpointing in (True, False):
-        got = distillation(model, batch, weights=weights, checkpointing=checkpointing, **LIMITS)
+        got = distillation(model, batch, losses=losses, checkpointing=checkpointing, **SIZES)
         assert_close(got.loss, 0.7 * kl + 0.2 * ce, 1e-12)
         for name, gradient in gradients(got.loss, model).items():
             assert expected[name].abs().max() > 0
             assert_close(gradient, expected[name], 1e-12, name)
 
 
-@pytest.mark.parametrize("normalized", [False, True])
-def test_distance_of_the_layers(normalized):
+@pytest.mark.parametrize("distance", [layer_distance, normalized_layer_distance])
+def test_distance_of_the_layers(distance):
     """Of all but the last layer `output_hidden_states` shows what the layer returned."""
     model, batch = frozen(overrides=(("num_hidden_layers", 3),)), labelled()
-    *_, distances = two_passes(model, batch, ALL, normalized)
+    *_, distances = two_passes(model, batch, distance)
     got = []
     layer_of = model.model.layers[-1]
 
@@ -101,17 +102,17 @@ def test_distance_of_the_layers(normalized):
         got.append(output.chunk(2))
 
     handle = layer_of.register_forward_hook(keep)
-    weights = LossWeights(0.0, 0.0, 1.0)
-    distillation(model, batch, weights=weights, **LIMITS)
+    losses = {"distill": Loss("layers", distance)}
+    distillation(model, batch, losses=losses, **SIZES)
     handle.remove()
-    losses = distillation(model, batch, weights=weights, normalized=normalized, **LIMITS)
+    output = distillation(model, batch, losses=losses, **SIZES)
     teacher, student = got[0]
     chosen = (batch.positions() >= WINDOW + SINKS) & (batch.labels != IGNORE)
-    last = layer_distance(student[chosen], teacher[chosen], normalized) / chosen.sum()
+    last = distance(student[chosen], teacher[chosen]).sum() / chosen.sum()
     expected = torch.stack([*distances, last]).mean()
-    assert_close(losses.loss, expected, 1e-12)
+    assert_close(output.loss, expected, 1e-12)
     expected = gradients(expected, model)
-    for name, gradient in gradients(losses.loss, model).items():
+    for name, gradient in gradients(output.loss, model).items():
         assert_close(gradient, expected[name], 1e-12, name)
 
 
@@ -129,10 +130,11 @@ def test_packed_rows(family, cell, settings):
         Batch(i, j) for i, j in zip(row.input_ids.split(lengths, 1), row.labels.split(lengths, 1))
     ]
     budget = WINDOW + SINKS
-    counts = Counts(*map(sum, zip(*(count(document, budget) for document in apart))))
-    together = distillation(model, row._replace(position_ids=positions), weights=ALL, **LIMITS)
-    parts = [distillation(model, x, weights=ALL, counts=counts, **LIMITS) for x in apart]
-    assert count(row._replace(position_ids=positions), budget) == counts
+    numbers = [loss_tokens(document, budget).counts() for document in apart]
+    counts = TokenCounts(*map(sum, zip(*numbers)))
+    together = distillation(model, row._replace(position_ids=positions), losses=ALL, **SIZES)
+    parts = [distillation(model, x, losses=ALL, counts=counts, **SIZES) for x in apart]
+    assert loss_tokens(row._replace(position_ids=positions), budget).counts() == counts
     assert_close(together.loss, sum(part.loss for part in parts), 1e-12)
     expected = gradients(sum(part.loss for part in parts), model)
     for name, gradient in gradients(together.loss, model).items():
@@ -142,15 +144,15 @@ def test_packed_rows(family, cell, settings):
 def test_padding_on_the_right_changes_nothing():
     model, batch = frozen(), labelled()
     padded = Batch(F.pad(batch.input_ids, (0, 9)), F.pad(batch.labels, (0, 9), value=IGNORE))
-    expected, got = (distillation(model, x, weights=ALL, **LIMITS) for x in (batch, padded))
+    expected, got = (distillation(model, x, losses=ALL, **SIZES) for x in (batch, padded))
     assert_close(got.loss, expected.loss, 1e-12)
 
 
 def test_padding_on_the_left():
     model, ids = frozen(), random_ids(LENGTH)
     padded, mask = F.pad(ids, (9, 0)), F.pad(torch.ones_like(ids), (9, 0))
-    got = distillation_loss(model, padded, attention_mask=mask, **LIMITS)
-    assert_close(got, distillation_loss(model, ids, **LIMITS), 1e-12)
+    got = distillation_loss(model, padded, attention_mask=mask, **SIZES)
+    assert_close(got, distillation_loss(model, ids, **SIZES), 1e-12)
 
 
 @pytest.mark.parametrize("trained", [None, 0, 1])
@@ -166,7 +168,7 @@ def test_the_student_reads_what_is_beyond_the_budget(_shared, settings, trained)
             lengths.append(kwargs["hidden_states"].shape[1])
 
     model.model.layers[1].self_attn.register_forward_pre_hook(keep, with_kwargs=True)
-    distillation(model, labelled(), **LIMITS)
+    distillation(model, labelled(), **SIZES)
     shares = _shared and not settings and trained is None
     assert lengths == [LENGTH - WINDOW - SINKS if shares else LENGTH]
 
@@ -185,10 +187,10 @@ def test_sharing_in_corners(window, sinks, length, batch, checkpointing, monkeyp
     for shares in (False, True):
         monkeypatch.setattr(two_streams, "_may_share", lambda hidden, shares=shares: shares)
         model.zero_grad()
-        losses = [distillation(model, text, weights=ALL, **options).loss for text in texts]
+        losses = [distillation(model, text, losses=ALL, **options).loss for text in texts]
         sum(losses).backward()
         with torch.no_grad():
-            losses += [distillation(model, text, weights=ALL, **options).loss for text in texts]
+            losses += [distillation(model, text, losses=ALL, **options).loss for text in texts]
         grads = {name: p.grad for name, p in memory_parameters(model).items()}
         found.append((torch.stack(losses).detach(), grads))
     (expected, gradients), (got, others) = found
@@ -204,7 +206,7 @@ def test_nothing_is_run_twice():
     model, calls = frozen(), []
     for layer in model.model.layers:
         layer.self_attn.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    distillation(model, labelled(), **LIMITS).loss.backward()
+    distillation(model, labelled(), **SIZES).loss.backward()
     assert len(calls) == 3 * len(model.model.layers)
     assert calls.count(False) == len(model.model.layers)
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
@@ -235,7 +237,7 @@ def test_models_that_change_their_logits_are_refused():
     model = frozen()
     model.config.logits_scaling = 8.0
     with pytest.raises(ValueError, match="expected logits straight from the head"):
-        distillation(model, labelled(), **LIMITS)
+        distillation(model, labelled(), **SIZES)
 
 
 @pytest.mark.parametrize("settings", [{}, {"full_attention_layers": (1,)}], ids=str)
@@ -245,5 +247,5 @@ def test_packed_rows_need_no_mask_of_all_pairs(settings):
     count, length = 20, 100
     ids, positions = random_ids(count * length), torch.arange(length).repeat(count)[None]
     with LargestTensor() as seen:
-        distillation(model, Batch(ids, position_ids=positions), **LIMITS).loss.backward()
+        distillation(model, Batch(ids, position_ids=positions), **SIZES).loss.backward()
     assert seen.numel < (count * length) ** 2 / 8, seen.shape

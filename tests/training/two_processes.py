@@ -21,14 +21,13 @@ from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from runs import train
 
-from ahn.training import Distiller, state
-from ahn.training.distillation import Batch, Counts, count
-from ahn.training.group import leave_group
-from ahn.training.losses import LossWeights
+from ahn.training import Distiller, memory_state, weighted_losses
+from ahn.training.batch import Batch, loss_tokens
+from ahn.training.process_group import leave_group
 from ahn.training.trainer import DistillTrainer
 from tiny_models import new_model, random_ids
 
-LIMITS = {"window": 16, "num_sinks": 4}
+SIZES = {"window": 16, "num_sinks": 4}
 STEPS, ROWS, LENGTH = 3, 4, 80
 
 
@@ -40,9 +39,9 @@ def steps(distiller, rank: int, processes: int) -> list[float]:
         ids = random_ids(LENGTH, ROWS, seed=step)
         labels = ids.clone()
         labels[: ROWS // 2, 40:] = -100  # so that ranks count differently
-        own = count(Batch(ids, labels), 20)
+        counts = loss_tokens(Batch(ids, labels), 20).counts()
         part = slice(rank, None, processes)
-        loss = distiller(ids[part], labels[part], counts=Counts(*own), **LIMITS).loss * processes
+        loss = distiller(ids[part], labels[part], counts=counts, **SIZES).loss * processes
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -55,7 +54,7 @@ def steps(distiller, rank: int, processes: int) -> list[float]:
 
 def distiller_of(tied: bool) -> Distiller:
     model = new_model(overrides=(("tie_word_embeddings", tied),))
-    return Distiller(model, weights=LossWeights(1.0, 0.5, 0.5))
+    return Distiller(model, losses=weighted_losses({"kl": 1.0, "ce": 0.5, "distill": 0.5}))
 
 
 def sharded(folder: Path) -> None:
@@ -65,11 +64,11 @@ def sharded(folder: Path) -> None:
         kinds = {type(p).__name__ for p in distiller.parameters()}
         losses = steps(distiller, accelerator.process_index, accelerator.num_processes)
         out = folder / f"sharded-{tied}"
-        state.save(distiller.model, out, here=accelerator.is_main_process)
+        memory_state.save(distiller.model, out, writes=accelerator.is_main_process)
         accelerator.wait_for_everyone()
         again = shard(accelerator, distiller_of(tied))
-        state.load(again.model, out)
-        state.save(again.model, folder / f"again-{tied}", here=accelerator.is_main_process)
+        memory_state.load(again.model, out)
+        memory_state.save(again.model, folder / f"again-{tied}", writes=accelerator.is_main_process)
         report[str(tied)] = {"losses": losses, "kinds": sorted(kinds)}
     if accelerator.is_main_process:
         (folder / "sharded.json").write_text(json.dumps(report))
@@ -101,12 +100,12 @@ def main() -> None:
 
 
 def uneven_run(folder: Path) -> None:
-    """A run whose processes read texts of different lengths, and the limits that each draws."""
+    """A run whose processes read texts of different lengths, and the budgets that each draws."""
     samples, drawn = DistillTrainer.get_batch_samples, []
 
     def noting(self, *args):
         batches, rest = samples(self, *args)
-        drawn.extend([batch["input_ids"].shape[1], *batch["limits"]] for batch in batches)
+        drawn.extend([batch["input_ids"].shape[1], *batch["budget"]] for batch in batches)
         return batches, rest
 
     DistillTrainer.get_batch_samples = noting

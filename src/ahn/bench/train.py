@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -18,8 +18,8 @@ from ahn.bench.profile import kernel_times
 from ahn.cost import train_flops
 from ahn.modeling import disabled
 from ahn.training import Distiller, memory_parameters
-from ahn.training.losses import LossWeights
-from ahn.training.sharding import round_weights_alone
+from ahn.training.fsdp2 import round_weights_alone
+from ahn.training.losses import Loss
 
 STRATEGIES = ("ddp", "fsdp2")
 # The original code on one H200, shape of Qwen2.5-3B, window 2,048, no sinks, KL (measured):
@@ -57,7 +57,7 @@ def bench_train(
     *,
     rows: int = 1,
     steps: int = 5,
-    weights: LossWeights | None = None,
+    losses: Mapping[str, Loss] | None = None,
     ceilings: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a length: median seconds of a step, tokens/s of all processes, peak, TFLOP/s.
@@ -67,12 +67,12 @@ def bench_train(
 
     Args:
         lengths: tokens of a process's step, cut into `rows` texts of equal length.
-        weights: of the losses; None is KL alone.
+        losses: with their weights; None is KL alone.
 
     Raises ValueError for texts that fit into the budget: nothing leaves the window.
     """
     _check_lengths(bench, lengths, rows)
-    prepared = _prepared(bench, accelerator, weights)
+    prepared = _prepared(bench, accelerator, losses)
     found = []
     for tokens in lengths:
         ids = _rows(bench, accelerator, tokens, rows)
@@ -107,12 +107,12 @@ def _check_lengths(bench: BenchModel, lengths: list[int], rows: int) -> None:
 
 
 def _prepared(
-    bench: BenchModel, accelerator: Accelerator, weights: LossWeights | None = None
+    bench: BenchModel, accelerator: Accelerator, losses: Mapping[str, Loss] | None = None
 ) -> tuple[Any, Any]:
     """The module that is trained and its optimiser, wrapped for all processes."""
     for parameter in memory_parameters(bench.model).values():
         parameter.data = parameter.data.float()  # as in a run
-    distiller = Distiller(bench.model, weights=weights)
+    distiller = Distiller(bench.model, losses=losses)
     trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
     return accelerator.prepare(distiller, torch.optim.AdamW(trained, lr=1e-5))
 

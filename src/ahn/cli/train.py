@@ -24,7 +24,7 @@ def train(context: typer.Context) -> None:
     every one of transformers' TrainingArguments; the command line wins over the file.
     """
     arguments = parse(context.args)
-    from ahn.training.group import leave_group
+    from ahn.training.process_group import leave_group
     from ahn.training.run import run
     from ahn.training.stop import SIGTERM_CODE
 

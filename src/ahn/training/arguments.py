@@ -1,28 +1,34 @@
-"""Arguments of a training run, read from the command line, YAML or JSON."""
+"""Arguments of a training run, parsed from the command line, YAML or JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import SchedulerType, TrainingArguments
 
 from ahn.config import AHNConfig
-from ahn.training.limits import LimitSampler
-from ahn.training.losses import LossWeights
+from ahn.training.budget import BudgetSampler
+from ahn.training.losses import (
+    Loss,
+    layer_distance,
+    loss_by_name,
+    normalized_layer_distance,
+    registered_losses,
+)
 
 
 @dataclass
 class ModelArguments:
-    """The base, and the memory that is trained for it."""
+    """The base, and the memory to train for it."""
 
     model_name_or_path: str = field(
         metadata={"help": "Folder or hub name of the base, or the word embedded."}
     )
     ahn_implementation: str = field(
-        default="GatedDeltaNet", metadata={"help": "Cell of a fresh memory."}
+        default="GatedDeltaNet", metadata={"help": "Cell of a new memory."}
     )
     memory: str | None = field(
-        default=None, metadata={"help": "Folder or hub name of a memory to go on from."}
+        default=None, metadata={"help": "Folder or hub name of a memory to train further."}
     )
     window: int | None = field(
         default=None, metadata={"help": "Window the memory is evaluated and saved with."}
@@ -31,13 +37,13 @@ class ModelArguments:
         default=None, metadata={"help": "Sinks the memory is evaluated and saved with."}
     )
     full_attention_layers: list[int] = field(
-        default_factory=list, metadata={"help": "Layers of a fresh memory left as they are."}
+        default_factory=list, metadata={"help": "Layers without a memory, for a new memory."}
     )
     use_q_proj: bool = field(
-        default=False, metadata={"help": "Give fresh cells a query map of their own."}
+        default=False, metadata={"help": "Give new cells a query projection of their own."}
     )
     use_router: bool = field(
-        default=False, metadata={"help": "Scale what fresh cells read by position."}
+        default=False, metadata={"help": "Scale the output of new cells by position."}
     )
     dtype: str = field(
         default="auto", metadata={"help": "Of the base: auto (as saved), float32, bfloat16, ..."}
@@ -45,29 +51,31 @@ class ModelArguments:
     kernels: str = field(default="auto", metadata={"help": "auto, torch, fla or triton."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the base's own code."})
 
-    def fresh(self) -> AHNConfig:
-        """Settings of a memory trained from nothing."""
-        settings = AHNConfig(
+    def new_memory(self) -> AHNConfig:
+        """Configuration of a memory that is trained from scratch."""
+        config = AHNConfig(
             memory=self.ahn_implementation,
             full_attention_layers=tuple(self.full_attention_layers),
             use_q_proj=self.use_q_proj,
             use_router=self.use_router,
         )
-        return settings.with_budget(self.window, self.num_sinks)
+        return config.with_budget(self.window, self.num_sinks)
 
 
 @dataclass
 class DistillArguments:
-    """The losses, and what each step keeps exactly."""
+    """The losses, and the window and sinks of each step."""
 
     loss_type: str = field(
-        default="kl", metadata={"help": "kl, ce, distill, or several joined by +."}
+        default="kl",
+        metadata={"help": "kl, ce, distill or another registered loss, or several joined by +."},
     )
     loss_weights: list[float] | None = field(
         default=None, metadata={"help": "One for each of loss_type; default: 1 each."}
     )
     normalize_distill: bool = field(
-        default=True, metadata={"help": "Divide layer-wise distances by the teacher's size."}
+        default=True,
+        metadata={"help": "Divide the distances of distill by the teacher's mean square."},
     )
     ahn_position: str = field(
         default="random", metadata={"help": "prefix (no sinks) or random (sinks drawn)."}
@@ -77,58 +85,63 @@ class DistillArguments:
     )
     sliding_window: int = field(default=256, metadata={"help": "The budget where it is fixed."})
     save_ahn_only: bool = field(
-        default=True, metadata={"help": "Save no merged model beside the memory."}
+        default=True, metadata={"help": "Save the memory without a merged model."}
     )
     map_rate: float = field(
         default=1.0,
-        metadata={"help": "Learning rate of the head-wise maps over that of the rest."},
+        metadata={"help": "Learning rate of head-wise maps, as a multiple of learning_rate."},
     )
 
     @property
-    def weights(self) -> LossWeights:
-        """Of the losses; raises ValueError for an unknown loss or too few or many weights."""
-        names = self.loss_type.split("+")
-        if unknown := [name for name in names if name not in LossWeights._fields]:
-            known = ", ".join(LossWeights._fields)
-            raise ValueError(f"loss_type: expected {known} joined by +, got {unknown[0]!r}")
-        numbers = self.loss_weights or [1.0] * len(names)
-        if len(numbers) != len(names) or min(numbers) <= 0:
+    def losses(self) -> dict[str, Loss]:
+        """The losses by name; raises ValueError for an unknown loss or a wrong list of weights."""
+        names, known = self.loss_type.split("+"), registered_losses()
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(
+                f"loss_type: expected {', '.join(known)} joined by +, got {unknown[0]!r}"
+            )
+        weights = self.loss_weights or [1.0] * len(names)
+        if len(weights) != len(names) or min(weights) <= 0:
             raise ValueError(
                 f"loss_weights: expected {len(names)} numbers above 0, got {self.loss_weights}"
             )
-        return LossWeights(**{"kl": 0.0, **dict(zip(names, numbers))})
+        return {name: replace(self._loss(name), weight=x) for name, x in zip(names, weights)}
 
-    def sampler(self, seed: int) -> LimitSampler:
-        """Of window and sinks, see `LimitSampler`."""
-        return LimitSampler(self.sliding_window_type, self.ahn_position, self.sliding_window, seed)
+    def _loss(self, name: str) -> Loss:
+        loss = loss_by_name(name)
+        if loss.function is layer_distance and self.normalize_distill:
+            return replace(loss, function=normalized_layer_distance)
+        return loss
+
+    def sampler(self, seed: int) -> BudgetSampler:
+        """Draws window and sinks of each step, see `BudgetSampler`."""
+        return BudgetSampler(self.sliding_window_type, self.ahn_position, self.sliding_window, seed)
 
 
-_THEIRS = {name: dict(x.metadata) for name, x in TrainingArguments.__dataclass_fields__.items()}
+_HELP = {name: dict(x.metadata) for name, x in TrainingArguments.__dataclass_fields__.items()}
 
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """transformers' TrainingArguments, all of them, with the paper's defaults."""
+    """All of transformers' TrainingArguments, with the paper's defaults."""
 
-    learning_rate: float = field(default=1e-4, metadata=_THEIRS["learning_rate"])
-    weight_decay: float = field(default=0.1, metadata=_THEIRS["weight_decay"])
-    warmup_steps: float = field(default=0.1, metadata=_THEIRS["warmup_steps"])
+    learning_rate: float = field(default=1e-4, metadata=_HELP["learning_rate"])
+    weight_decay: float = field(default=0.1, metadata=_HELP["weight_decay"])
+    warmup_steps: float = field(default=0.1, metadata=_HELP["warmup_steps"])
     lr_scheduler_type: SchedulerType | str = field(
-        default="cosine", metadata=_THEIRS["lr_scheduler_type"]
+        default="cosine", metadata=_HELP["lr_scheduler_type"]
     )
-    num_train_epochs: float = field(default=1.0, metadata=_THEIRS["num_train_epochs"])
+    num_train_epochs: float = field(default=1.0, metadata=_HELP["num_train_epochs"])
     per_device_train_batch_size: int = field(
-        default=1, metadata=_THEIRS["per_device_train_batch_size"]
+        default=1, metadata=_HELP["per_device_train_batch_size"]
     )
-    per_device_eval_batch_size: int = field(
-        default=1, metadata=_THEIRS["per_device_eval_batch_size"]
-    )
-    logging_steps: float = field(default=10, metadata=_THEIRS["logging_steps"])
-    logging_nan_inf_filter: bool = field(default=False, metadata=_THEIRS["logging_nan_inf_filter"])
-    # Theirs are a word or a list, of which a parser of the command line takes the word alone.
-    report_to: list[str] = field(default_factory=lambda: ["none"], metadata=_THEIRS["report_to"])
+    per_device_eval_batch_size: int = field(default=1, metadata=_HELP["per_device_eval_batch_size"])
+    logging_steps: float = field(default=10, metadata=_HELP["logging_steps"])
+    logging_nan_inf_filter: bool = field(default=False, metadata=_HELP["logging_nan_inf_filter"])
+    # transformers types these as a string or a list; the parser would only accept a string.
+    report_to: list[str] = field(default_factory=lambda: ["none"], metadata=_HELP["report_to"])
     optim_target_modules: list[str] | None = field(
-        default=None, metadata=_THEIRS["optim_target_modules"]
+        default=None, metadata=_HELP["optim_target_modules"]
     )
 
     def __post_init__(self) -> None:
@@ -136,11 +149,11 @@ class RunArguments(TrainingArguments):
             self.activation_checkpointing = True
         try:
             super().__post_init__()
-        except ImportError as error:  # of what an option needs: deepspeed, tensorboard, ...
+        except ImportError as error:  # an option needs deepspeed, tensorboard, ...
             raise ValueError(f"options: expected an installed package, got: {error}") from error
         if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # else a warning that there is nothing to pin for
-        self.remove_unused_columns = False  # the rows hold what the collator needs, nothing else
+            self.dataloader_pin_memory = False  # PyTorch would warn that there is no accelerator
+        self.remove_unused_columns = False  # the collator needs all columns of the data set
         if self.load_best_model_at_end:
             raise ValueError(
                 "load_best_model_at_end: expected false, got true (checkpoints hold the memory; "

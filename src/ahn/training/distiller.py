@@ -1,4 +1,4 @@
-"""The module that is trained: a frozen model with its memory, whose forward gives the losses."""
+"""The module that is trained: a frozen model with its memory; its forward returns the losses."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from transformers import PreTrainedModel
 from ahn.hf.attached_state import attached_state
 from ahn.layer.modes import MEMORY, WINDOW
 from ahn.modeling.saving import is_memory
-from ahn.training.distillation import Batch, Counts, Losses, counted, distillation
-from ahn.training.losses import IGNORE, LossWeights, head_losses
-from ahn.training.zero3 import plain_head
+from ahn.training.batch import Batch, TokenCounts, loss_tokens
+from ahn.training.distillation import distillation
+from ahn.training.losses import IGNORE, Loss, LossOutput, head_losses, weighted_losses
+from ahn.training.zero3 import unsharded_head
 
+# The options of `activation_checkpointing_enable` that ask for what `two_streams` does anyway.
 _CHECKPOINTING = {"use_reentrant": False, "every_n_layers": 1, "offload": False}
 
 
 class Distiller(nn.Module):
-    """Wrap this, not the model, in DDP, FSDP2 or DeepSpeed: all of a step is its one forward.
+    """A frozen model with its memory, whose forward computes the losses of a batch.
 
-    The base is frozen and stays in evaluation mode, so that teacher and student differ in what
-    they look at and in nothing else.
+    Wrap this module, not the model, in DDP, FSDP2 or DeepSpeed: a training step is one call of its
+    forward. The base stays in evaluation mode, so that teacher and student differ in what they
+    attend to and in nothing else.
 
     Args:
-        model: with a memory attached; its base's parameters lose their gradients.
-        weights: of the losses; None is KL alone.
-        normalized: see `layer_distance`.
+        model: with a memory attached; the parameters of its base no longer require gradients.
+        losses: with their weights, by name, see `weighted_losses`; None is KL alone.
         checkpointing: see `two_streams`.
 
     Raises ValueError where nothing is attached.
@@ -39,21 +41,20 @@ class Distiller(nn.Module):
         self,
         model: PreTrainedModel,
         *,
-        weights: LossWeights | None = None,
-        normalized: bool = False,
+        losses: Mapping[str, Loss] | None = None,
         checkpointing: bool = True,
     ) -> None:
         super().__init__()
-        chosen = {id(parameter) for parameter in memory_parameters(model).values()}
+        trained = {id(parameter) for parameter in memory_parameters(model).values()}
         for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
+            parameter.requires_grad_(id(parameter) in trained)
         self.model = model.eval()
-        self.weights = weights or LossWeights()
-        self.normalized, self.checkpointing = normalized, checkpointing
+        self.losses = weighted_losses({"kl": 1.0}) if losses is None else dict(losses)
+        self.checkpointing = checkpointing
 
     @property
     def config(self) -> Any:
-        """The model's, as Trainer and accelerate ask for it."""
+        """The model's configuration, for Trainer and accelerate."""
         return self.model.config
 
     @property
@@ -61,30 +62,32 @@ class Distiller(nn.Module):
         return self.model._no_split_modules  # what FSDP2 wraps
 
     def tie_weights(self) -> None:
-        """As the model's; accelerate asks for it after it has moved the weights."""
+        """Tie the model's weights; accelerate calls this after it has moved them."""
         self.model.tie_weights()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As every module's; without any of the base, as in checkpoints, the base stays."""
+        """Load a state dict. Checkpoints hold the memory alone; the base then stays as it is."""
         base = {name: x for name, x in self.state_dict().items() if not is_memory(name)}
         if not any(name in base for name in state_dict):
             state_dict = {**base, **state_dict}
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Distiller:
-        """Set the mode of this module alone."""
+        """Set the mode of this module; the model stays in evaluation mode."""
         self.training = mode
         return self
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """As transformers' models; the layers are recomputed by `two_streams` itself.
+        """Recompute layers in the backward pass, as transformers' models do when asked.
 
-        Raises ValueError for an option other than those that change nothing.
+        `two_streams` does the recomputing, so options of other ways to do it are refused.
+
+        Raises ValueError for such an option.
         """
         inner = options.get("activation_checkpointing_kwargs") or {}
-        wanted = {**options, **inner}
-        wanted.pop("activation_checkpointing_kwargs", None)
-        for name, value in wanted.items():
+        requested = {**options, **inner}
+        requested.pop("activation_checkpointing_kwargs", None)
+        for name, value in requested.items():
             if _CHECKPOINTING.get(name, object()) != value:
                 raise ValueError(
                     f"activation_checkpointing_kwargs: expected none of {name}, got {value!r}"
@@ -99,31 +102,31 @@ class Distiller(nn.Module):
         *,
         window: int,
         num_sinks: int,
-        counts: Counts | None = None,
+        counts: TokenCounts | None = None,
         mode: str = MEMORY.name,
-    ) -> Losses:
-        """Losses of a batch, see `distillation`; of mode `window` the cross-entropy alone."""
+    ) -> LossOutput:
+        """Losses of a batch, see `distillation`; in mode `window` the cross-entropy alone."""
         batch = Batch(input_ids, labels, position_ids)
-        limits = {"window": window, "num_sinks": num_sinks}
-        with plain_head(self.model):
+        with unsharded_head(self.model):
             if mode == WINDOW.name:
-                return window_losses(self.model, batch, **limits)
+                return window_losses(self.model, batch, window=window, num_sinks=num_sinks)
             return distillation(
                 self.model,
                 batch,
                 window=window,
                 num_sinks=num_sinks,
-                weights=self.weights,
+                losses=self.losses,
                 counts=counts,
-                normalized=self.normalized,
                 checkpointing=self.checkpointing,
             )
 
 
 @torch.no_grad()
-def window_losses(model: PreTrainedModel, batch: Batch, *, window: int, num_sinks: int) -> Losses:
-    """Summed cross-entropy of window and sinks alone, on the tokens that count; the rest is 0."""
-    _, targets = counted(batch, window + num_sinks)
+def window_losses(
+    model: PreTrainedModel, batch: Batch, *, window: int, num_sinks: int
+) -> LossOutput:
+    """Summed cross-entropy `ce` of the model without its memory: window and sinks alone."""
+    targets = loss_tokens(batch, window + num_sinks).targets
     chosen = targets != IGNORE
     hidden = model.get_decoder()(
         input_ids=batch.input_ids,
@@ -133,9 +136,8 @@ def window_losses(model: PreTrainedModel, batch: Batch, *, window: int, num_sink
         ahn_sinks=num_sinks,
         use_cache=False,
     ).last_hidden_state[chosen]
-    ce = head_losses(model.get_output_embeddings(), hidden, hidden, targets[chosen]).ce
-    nothing = torch.zeros_like(ce)
-    return Losses(nothing, nothing, ce, nothing, nothing)
+    output = head_losses(model.get_output_embeddings(), hidden, hidden, targets[chosen])
+    return LossOutput(torch.zeros_like(output.loss), {"ce": output.sums["ce"]})
 
 
 def memory_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -146,12 +148,12 @@ def memory_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def only_trainable(model: nn.Module, chosen: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Gradients for the chosen parameters alone, as before afterwards."""
-    wanted = {id(parameter) for parameter in chosen}
+    """Within the context only the chosen parameters require gradients."""
+    trained = {id(parameter) for parameter in chosen}
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _ in before:
-            parameter.requires_grad_(id(parameter) in wanted)
+            parameter.requires_grad_(id(parameter) in trained)
         yield
     finally:
         for parameter, required in before:

@@ -1,4 +1,4 @@
-"""A plain training loop: distilling in a few lines, on one device, without accelerate."""
+"""A minimal training loop on one device, without accelerate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 
 from ahn.training.distillation import distillation_loss
 from ahn.training.distiller import memory_parameters, only_trainable
+from ahn.training.two_streams import two_stream_layers
+
+MAX_GRAD_NORM = 1.0
 
 
 def distill(
@@ -29,24 +32,20 @@ def distill(
 ) -> list[float]:
     """Train the attached memory, and nothing else, on `[B, T]` batches of token ids.
 
-    AdamW with a linear warm-up over the first share `warmup` of the steps, then a cosine to 0.
+    The optimizer is AdamW; the learning rate follows `warmup_cosine`.
 
     Args:
-        batches: at least `total_steps` of them; rows longer than the budget.
-        learning_rate: of gates, decays, steps and norms.
-        map_rate: learning rate of the head-wise linear maps (`o_proj`, `q_proj`) over that of the
-            rest. Their gradients are the noisiest: at the rate of the rest, a short run ends
-            worse than it began. The rest has a long way to go: a fresh cell forgets within a few
-            tokens, and remembering thousands takes decays that are orders of magnitude slower.
-        autocast: dtype the base computes in; None is its own. The memory's recurrence stays in
-            float32.
+        batches: at least `total_steps` of them; documents longer than the budget.
+        learning_rate, map_rate, weight_decay: see `parameter_groups`.
+        warmup: share of the steps.
         on_step: called with the step's number, from 1, and its loss.
+        window, num_sinks: of the student; None takes the attached ones.
+        autocast: dtype the base computes in; None leaves it. The memory's recurrence stays float32.
 
     Returns:
         The loss of every step.
 
-    Raises:
-        ValueError: too few batches.
+    Raises ValueError for too few batches.
     """
     parameters = memory_parameters(model)
     groups = parameter_groups(parameters, learning_rate, map_rate, weight_decay)
@@ -55,15 +54,10 @@ def distill(
         optimizer, lambda step: warmup_cosine(step, total_steps, warmup)
     )
     losses: list[float] = []
-    with only_trainable(model, parameters.values()):
+    with only_trainable(model, parameters.values()), two_stream_layers(model):
         for step, batch in zip(range(1, total_steps + 1), batches):
-            ids = batch.to(model.device)
-            with torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
-                loss = distillation_loss(
-                    model, ids, window=window, num_sinks=num_sinks, checkpointing=False
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            loss = _backward(model, batch.to(model.device), window, num_sinks, autocast)
+            torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRAD_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -75,12 +69,28 @@ def distill(
     return losses
 
 
+def _backward(
+    model: PreTrainedModel,
+    ids: Tensor,
+    window: int | None,
+    num_sinks: int | None,
+    autocast: torch.dtype | None,
+) -> Tensor:
+    """The loss of a batch, after its backward pass."""
+    with torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
+        loss = distillation_loss(
+            model, ids, window=window, num_sinks=num_sinks, checkpointing=False
+        )
+    loss.backward()
+    return loss
+
+
 def warmup_cosine(step: int, total_steps: int, warmup: float) -> float:
-    """Share of the learning rate at `step`, from 0: linear up, then a cosine down to 0."""
-    rising = max(1, round(warmup * total_steps))
-    if step < rising:
-        return (step + 1) / rising
-    progress = (step - rising) / max(1, total_steps - rising)
+    """Factor of the learning rate at `step`, from 0: linear up, then a cosine down to 0."""
+    warmup_steps = max(1, round(warmup * total_steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -90,12 +100,18 @@ def parameter_groups(
     map_rate: float,
     weight_decay: float,
 ) -> list[dict]:
-    """Gate projections, vectors, which do not decay, and head-wise maps."""
-    found: dict[int, list[nn.Parameter]] = {1: [], 2: [], 3: []}
+    """Optimizer groups: gate projections; vectors, without weight decay; head-wise linear maps.
+
+    The maps (`o_proj`, `q_proj`, `[H, in, out]`) have the learning rate `learning_rate * map_rate`.
+    Their gradients are the noisiest: at the full rate a short run ends worse than it began. The
+    other parameters need the full rate: a fresh cell forgets within a few tokens, and to remember
+    thousands its decay has to become slower by orders of magnitude.
+    """
+    by_ndim: dict[int, list[nn.Parameter]] = {1: [], 2: [], 3: []}
     for parameter in parameters.values():
-        found[max(1, parameter.ndim)].append(parameter)
+        by_ndim[max(1, parameter.ndim)].append(parameter)
     return [
-        {"params": found[2], "lr": learning_rate, "weight_decay": weight_decay},
-        {"params": found[1], "lr": learning_rate, "weight_decay": 0.0},
-        {"params": found[3], "lr": learning_rate * map_rate, "weight_decay": weight_decay},
+        {"params": by_ndim[2], "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": by_ndim[1], "lr": learning_rate, "weight_decay": 0.0},
+        {"params": by_ndim[3], "lr": learning_rate * map_rate, "weight_decay": weight_decay},
     ]

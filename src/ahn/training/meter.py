@@ -1,63 +1,71 @@
-"""What is logged of the steps since the last time: losses, speed, memory."""
+"""What a run logs about its steps: mean losses, speed, memory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from ahn.training.distillation import Counts, Losses
+from ahn.training.batch import TokenCounts
+from ahn.training.losses import LossOutput
 
 GIB = 2**30
+LOG_NAMES = {"ce": "memory_ce"}  # of losses that are logged under another name than their own
 Reduce = Callable[[Tensor], Tensor]
 
 
 class Meter:
-    """Adds up losses and tokens of batches; `read` gives means over all processes."""
+    """Adds up losses and tokens of batches; `flush` returns the means over all processes.
 
-    def __init__(self) -> None:
+    Args:
+        kinds: what each loss is averaged over, by name; see `averaged_over`.
+    """
+
+    def __init__(self, kinds: Mapping[str, str]) -> None:
+        self.kinds = dict(kinds)
         self._sums: Tensor | None = None
         self._started = time.perf_counter()
 
-    def add(self, losses: Losses, counts: Counts, tokens: int) -> None:
-        """Of one batch of this process; `counts` are its own."""
-        parts = torch.stack([losses.kl, losses.ce, losses.teacher_ce, losses.distill]).detach()
-        numbers = parts.new_tensor([counts.kl, counts.ce, tokens])
-        sums = torch.cat([parts, numbers]).double()
+    def add(self, output: LossOutput, counts: TokenCounts, tokens: int) -> None:
+        """Add a batch of this process.
+
+        Args:
+            counts: of the batch's tokens that have a loss.
+            tokens: all tokens of the batch, for the speed.
+        """
+        losses = torch.stack([output.sums[name] for name in self.kinds]).detach()
+        sums = torch.cat([losses, losses.new_tensor([*counts, tokens])]).double()
         self._sums = sums if self._sums is None else self._sums + sums
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time within the context, of evaluating or saving, is no step's."""
-        began = time.perf_counter()
+        """Exclude the time within the context (evaluating, saving) from the speed."""
+        paused = time.perf_counter()
         try:
             yield
         finally:
-            self._started += time.perf_counter() - began
+            self._started += time.perf_counter() - paused
 
-    def read(self, reduce: Reduce) -> dict[str, float]:
-        """Means since the last reading, and begin anew.
+    def flush(self, reduce: Reduce) -> dict[str, float]:
+        """Means since the last flush, empty without a batch; the sums start again at 0.
 
         Args:
             reduce: sums a tensor over all processes.
         """
         if self._sums is None:
             return {}
-        kl, ce, teacher_ce, distill, kl_tokens, ce_tokens, tokens = reduce(self._sums).tolist()
-        seconds = time.perf_counter() - self._started
-        found = {
-            "kl": kl / max(kl_tokens, 1),
-            "memory_ce": ce / max(ce_tokens, 1),
-            "teacher_ce": teacher_ce / max(ce_tokens, 1),
-            "counted_tokens": kl_tokens,
-            "tokens_per_second": tokens / seconds,
+        *sums, labelled, targets, tokens = reduce(self._sums).tolist()
+        counts = TokenCounts(labelled, targets)
+        log = {
+            LOG_NAMES.get(name, name): value / counts.of(kind)
+            for (name, kind), value in zip(self.kinds.items(), sums)
         }
-        if distill:
-            found["distill"] = distill / max(kl_tokens, 1)
+        log["counted_tokens"] = labelled
+        log["tokens_per_second"] = tokens / (time.perf_counter() - self._started)
         if torch.cuda.is_available():
-            found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / GIB
+            log["peak_memory_gib"] = torch.cuda.max_memory_allocated() / GIB
         self._sums, self._started = None, time.perf_counter()
-        return found
+        return log

@@ -1,4 +1,4 @@
-"""A training run from its arguments to the memory's folder."""
+"""A training run, from its arguments to the folder of the trained memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ahn.training.data import Collator, DataArguments, prepare
 from ahn.training.distiller import Distiller, memory_parameters
 from ahn.training.stop import StopOnSignal
 from ahn.training.trainer import DistillTrainer
+from ahn.training.two_streams import two_stream_layers
 from ahn.training.zero3 import check_deepspeed, is_zero3
 
 LAST = ("last", "true", "True")
@@ -31,7 +32,12 @@ RESULT, CURVE = "training.json", "training.png"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with; `stopped` by SIGTERM before its end."""
+    """How a run ended.
+
+    Attributes:
+        metrics: the last logged numbers.
+        stopped: whether SIGTERM ended it early.
+    """
 
     metrics: dict[str, float]
     stopped: bool
@@ -47,7 +53,7 @@ def run(
             not finite.
     """
     checkpoint = _checkpoint(settings)
-    weights, sampler = distill.weights, distill.sampler(settings.seed)
+    losses, sampler = distill.losses, distill.sampler(settings.seed)
     check_deepspeed(settings, packing=data.packing)
     if data.streaming and settings.max_steps <= 0:
         raise ValueError(
@@ -58,55 +64,55 @@ def run(
         trust_remote_code=model.trust_remote_code,
     )
     with settings.main_process_first(desc="reading the data"):
-        rows, held_out = _rows(data, tokenizer, sampler.shortest, settings)
+        datasets = _datasets(data, tokenizer, sampler.min_length, settings.seed)
     set_seed(settings.seed)
     attached = load_model(model)
     if settings.use_liger_kernel:
         use_liger(attached.to(settings.device))  # type: ignore[arg-type]
-        settings.use_liger_kernel = False  # Trainer would look for a model where the distiller is
+        settings.use_liger_kernel = False  # Trainer would apply it to the distiller
     budget = attached_state(attached).config.budget
-    _check_evaluation(held_out, budget, all_beyond=is_zero3(settings))
+    _check_evaluation(datasets["eval_dataset"], budget, all_beyond=is_zero3(settings))
     trainer = DistillTrainer(
-        model=Distiller(
-            attached, weights=weights, normalized=distill.normalize_distill, checkpointing=False
-        ),
+        model=Distiller(attached, losses=losses, checkpointing=False),
         sampler=sampler,
         map_rate=distill.map_rate,
         args=settings,
-        train_dataset=rows,
-        eval_dataset=held_out,
         data_collator=Collator(tokenizer.pad_token_id or 0),
         processing_class=tokenizer,
+        **datasets,
     )
-    return _train(trainer, checkpoint, model.model_name_or_path, distill.save_ahn_only)
+    with two_stream_layers(attached):
+        return _train(trainer, checkpoint, model.model_name_or_path, distill.save_ahn_only)
 
 
 def load_model(arguments: ModelArguments) -> PreTrainedModel:
-    """The base with a memory: fresh, or the one to go on from; its cells are in float32.
+    """The base with the memory to train, a new one or a saved one; its cells are in float32.
 
-    Raises ValueError for a base that has one, an unknown cell, or a memory of another base.
+    Raises ValueError for an unknown cell, and as `ahn.from_pretrained`.
     """
     options = {"dtype": arguments.dtype, "trust_remote_code": arguments.trust_remote_code}
     name, kernels = arguments.model_name_or_path, arguments.kernels
-    limits = {"window": arguments.window, "num_sinks": arguments.num_sinks}
+    budget = {"window": arguments.window, "num_sinks": arguments.num_sinks}
     if arguments.memory is not None:
-        model = from_pretrained(name, arguments.memory, kernels=kernels, **limits, **options)  # type: ignore[arg-type]
+        model = from_pretrained(name, arguments.memory, kernels=kernels, **budget, **options)  # type: ignore[arg-type]
     elif has_memory(embedded_folders(name, None)[0]):
-        model = from_pretrained(name, kernels=kernels, **limits, **options)  # type: ignore[arg-type]
+        model = from_pretrained(name, kernels=kernels, **budget, **options)  # type: ignore[arg-type]
     else:
-        memory_by_name(arguments.ahn_implementation)
-        model = attach(from_pretrained(name, **options), arguments.fresh(), kernels=kernels)  # type: ignore[arg-type]
+        memory_by_name(arguments.ahn_implementation)  # refuses an unknown one before the base loads
+        model = attach(from_pretrained(name, **options), arguments.new_memory(), kernels=kernels)  # type: ignore[arg-type]
     for parameter in memory_parameters(model).values():
-        parameter.data = parameter.data.float()  # small, and steps of 1e-4 need it
+        parameter.data = parameter.data.float()  # half precision would lose steps of 1e-4
     return model
 
 
-def _rows(data: DataArguments, tokenizer: Any, shortest: int, run: RunArguments) -> tuple[Any, Any]:
-    options = {"shortest": shortest, "seed": run.seed}
-    rows = prepare(data.dataset, data, tokenizer, **options)
-    if data.eval_dataset is None:
-        return rows, None
-    return rows, prepare(data.eval_dataset, data, tokenizer, **options)
+def _datasets(data: DataArguments, tokenizer: Any, min_length: int, seed: int) -> dict[str, Any]:
+    """Trainer's `train_dataset` and `eval_dataset`; the second is None where none is named."""
+    options = {"min_length": min_length, "seed": seed}
+    names = {"train_dataset": data.dataset, "eval_dataset": data.eval_dataset}
+    return {
+        key: None if name is None else prepare(name, data, tokenizer, **options)
+        for key, name in names.items()
+    }
 
 
 def _train(
@@ -126,12 +132,12 @@ def _train(
         metrics = {**metrics, **trainer.evaluate()}
     trainer.save_model()
     if trainer.args.should_save:
-        _report(trainer, base, save_ahn_only)
+        _write_report(trainer, base, save_ahn_only)
     return Outcome(metrics, stopped=False)
 
 
 def _complete(checkpoint: str, trainer: DistillTrainer) -> bool:
-    """Whether a checkpoint is the end of its run; Trainer would do a step more from there."""
+    """Whether the run ends at this checkpoint; Trainer would train one step more from it."""
     done, wanted = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}"), trainer.args
     if wanted.max_steps > 0:
         return done.global_step >= wanted.max_steps
@@ -140,21 +146,21 @@ def _complete(checkpoint: str, trainer: DistillTrainer) -> bool:
 
 
 def _evaluated(trainer: DistillTrainer) -> bool:
-    """Whether the memory as it is now has been evaluated."""
-    done = [entry["step"] for entry in trainer.state.log_history if "eval_recovered" in entry]
-    return bool(done) and done[-1] == trainer.state.global_step
+    """Whether the memory of the current step has been evaluated."""
+    steps = [entry["step"] for entry in trainer.state.log_history if "eval_recovered" in entry]
+    return bool(steps) and steps[-1] == trainer.state.global_step
 
 
-def _check_evaluation(rows: Any, budget: int, *, all_beyond: bool) -> None:
-    """Refuse before the training what could not be measured after it.
+def _check_evaluation(dataset: Any, budget: int, *, all_beyond: bool) -> None:
+    """Refuse, before the training, an evaluation data set that could not be measured after it.
 
     Args:
-        all_beyond: whether every document must be longer than the budget, as under ZeRO-3: one
-            within it calls no memory, and the other processes would wait for that.
+        all_beyond: whether every document must be longer than the budget. So it is under ZeRO-3: a
+            process calls no memory for a shorter one, and the others wait for that call.
     """
-    if rows is None:
+    if dataset is None:
         return
-    lengths = (max(row.get("seq_lengths") or [len(row["input_ids"])]) for row in rows)
+    lengths = (max(row.get("seq_lengths") or [len(row["input_ids"])]) for row in dataset)
     if all_beyond:
         if (short := next((x for x in lengths if x <= budget), None)) is not None:
             raise ValueError(
@@ -168,7 +174,7 @@ def _check_evaluation(rows: Any, budget: int, *, all_beyond: bool) -> None:
         )
 
 
-def _report(trainer: DistillTrainer, base: str, save_ahn_only: bool) -> None:
+def _write_report(trainer: DistillTrainer, base: str, save_ahn_only: bool) -> None:
     folder = Path(trainer.args.output_dir or ".")
     history = trainer.state.log_history
     write_json(folder / RESULT, {"steps": trainer.state.global_step, "log": history})
@@ -178,7 +184,7 @@ def _report(trainer: DistillTrainer, base: str, save_ahn_only: bool) -> None:
 
 
 def _checkpoint(run: RunArguments) -> str | None:
-    """The checkpoint to go on from; raises where a new run would write into an old one's."""
+    """The checkpoint to resume from; a new run into a folder with checkpoints is refused."""
     folder = Path(run.output_dir or ".")
     last = get_last_checkpoint(folder) if folder.is_dir() else None
     if run.resume_from_checkpoint in LAST:

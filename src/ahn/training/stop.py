@@ -10,18 +10,23 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-SIGTERM_CODE = 128 + signal.SIGTERM  # what a shell says of a process that SIGTERM ended
+SIGTERM_CODE = 128 + signal.SIGTERM  # exit status of a process that SIGTERM ended, as in a shell
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training after the step in which any process got SIGTERM; `stopped` says it did."""
+    """Stops training after the step in which any process received SIGTERM.
+
+    Attributes:
+        requested: whether this process received it.
+        stopped: whether training was stopped.
+    """
 
     def __init__(self) -> None:
         self.requested = self.stopped = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the context SIGTERM sets `requested`."""
+        """Within the context SIGTERM sets `requested` and does not end the process."""
         before = signal.signal(signal.SIGTERM, self._request)
         try:
             yield
@@ -33,10 +38,10 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop, on all processes after the same step."""
-        if self._anywhere(args):
+        if self._requested_anywhere(args):
             self.stopped = control.should_save = control.should_training_stop = True
 
-    def _anywhere(self, args: Any) -> bool:
+    def _requested_anywhere(self, args: Any) -> bool:
         if args.world_size == 1:
             return self.requested
         from accelerate.utils import reduce

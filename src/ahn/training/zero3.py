@@ -1,4 +1,4 @@
-"""ZeRO-3, which gathers a module's weights at each of its calls, with all processes together."""
+"""ZeRO-3 gathers a module's weights at every call, so all processes must make the same calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-FIRST_SOUND = "0.19.3"  # DeepSpeed before it: see `check_deepspeed`
+MIN_DEEPSPEED = "0.19.3"  # `check_deepspeed` says why
 
 
 def is_zero3(run: Any) -> bool:
@@ -21,14 +21,14 @@ def is_zero3(run: Any) -> bool:
 def check_deepspeed(run: Any, *, packing: bool = False) -> None:
     """Refuse what ZeRO-3 cannot train.
 
-    Before 0.19.3 it freed frozen parameters while a layer was computed again
-    (deepspeedai/DeepSpeed#8130, mended by #8148); 0.19.2, tried without computing again, gave
-    losses of 0. And a layer calls its memory once for every document of a packed row: processes
-    whose rows hold more or fewer would wait for each other for ever.
+    DeepSpeed before 0.19.3 frees frozen parameters while a layer is recomputed
+    (deepspeedai/DeepSpeed#8130, fixed by #8148); 0.19.2 without recomputation gave losses of 0.
+    Packed rows deadlock: a layer calls its memory once a document, so processes whose rows have
+    different numbers of documents wait for each other for ever.
 
     Args:
         run: `TrainingArguments`.
-        packing: whether rows are packed.
+        packing: whether a row has several documents.
 
     Raises ValueError naming the version, or the option.
     """
@@ -37,9 +37,9 @@ def check_deepspeed(run: Any, *, packing: bool = False) -> None:
     import deepspeed
     from packaging.version import Version
 
-    if Version(deepspeed.__version__) < Version(FIRST_SOUND):
+    if Version(deepspeed.__version__) < Version(MIN_DEEPSPEED):
         raise ValueError(
-            f"deepspeed: expected {FIRST_SOUND} or newer for ZeRO-3 (or ZeRO-2, or FSDP2), got "
+            f"deepspeed: expected {MIN_DEEPSPEED} or newer for ZeRO-3 (or ZeRO-2, or FSDP2), got "
             f"{deepspeed.__version__}, whose backward pass fails where parameters are frozen and "
             "layers recomputed (deepspeedai/DeepSpeed#8130)"
         )
@@ -51,11 +51,13 @@ def check_deepspeed(run: Any, *, packing: bool = False) -> None:
 
 
 @contextmanager
-def whole(parameters: Iterable[nn.Parameter], *, changed: bool = False) -> Iterator[None]:
+def gathered_parameters(
+    parameters: Iterable[nn.Parameter], *, modified: bool = False
+) -> Iterator[None]:
     """Within the context parameters that ZeRO-3 has sharded are whole; all processes enter it.
 
     Args:
-        changed: keep what the first process makes of them.
+        modified: on exit, scatter the first process's values to all shards.
     """
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
@@ -63,26 +65,26 @@ def whole(parameters: Iterable[nn.Parameter], *, changed: bool = False) -> Itera
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if changed else None):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if modified else None):
         yield
 
 
 @contextmanager
-def plain_head(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context the head is not sharded, so that it needs no other process.
+def unsharded_head(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context the model's LM head is a copy that ZeRO-3 has not sharded.
 
-    Each process applies the head as often as its own tokens ask for, maybe never; ZeRO-3 would
-    wait for the others each time.
+    A process calls the head once a chunk of its own tokens, maybe never. A sharded head would wait
+    at every call until all other processes make it too.
     """
     head: Any = model.get_output_embeddings()
     if not any(hasattr(parameter, "ds_id") for parameter in head.parameters()):
         yield
         return
-    plain = nn.Linear(head.in_features, head.out_features, head.bias is not None, device="meta")
-    with whole(head.parameters()):
-        copies = {name: tensor.detach().clone() for name, tensor in head.named_parameters()}
-    plain.load_state_dict(copies, assign=True)
-    model.set_output_embeddings(plain.requires_grad_(False))
+    copy = nn.Linear(head.in_features, head.out_features, head.bias is not None, device="meta")
+    with gathered_parameters(head.parameters()):
+        tensors = {name: tensor.detach().clone() for name, tensor in head.named_parameters()}
+    copy.load_state_dict(tensors, assign=True)
+    model.set_output_embeddings(copy.requires_grad_(False))
     try:
         yield
     finally:

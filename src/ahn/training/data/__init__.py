@@ -1,4 +1,4 @@
-"""Data of a training run: sources, their formats, tokens, packed rows, batches."""
+"""Data of a training run: where it comes from, its formats, tokenizing, packing, batches."""
 
 from ahn.training.data.collate import Collator
 from ahn.training.data.preparation import DataArguments, prepare

@@ -1,4 +1,4 @@
-"""Rows become a batch of tensors."""
+"""Rows of a data set become a batch of tensors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ahn.training.losses import IGNORE
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads rows on the right, where causal attention cannot see it, so that no mask is needed.
+    """Pads rows on the right. Causal attention never sees that padding, so there is no mask.
 
     Attributes:
-        pad_token_id: of the padding; any will do, it is never labelled.
+        pad_token_id: any token will do, since padding is not labelled.
     """
 
     pad_token_id: int = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids` and `labels`, `[B, T]`; of packed rows also `position_ids`, `[B, T]`."""
+        """`input_ids` and `labels`, `[B, T]`; for packed rows also `position_ids`, `[B, T]`."""
         longest = max(len(row["input_ids"]) for row in rows)
         batch = {
             "input_ids": _padded([row["input_ids"] for row in rows], longest, self.pad_token_id),
@@ -39,13 +39,13 @@ def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:
 
 
 def _positions(lengths: list[int] | None, total: int) -> list[int]:
-    """Positions of each document from 0; padding is a document of its own."""
+    """Positions that start at 0 in each document; padding counts as a last document."""
     lengths = lengths or []
     return [i for n in (*lengths, total - sum(lengths)) for i in range(n)]
 
 
 def longest_document(batch: dict[str, Any]) -> int:
-    """Tokens of the longest document of a batch; of packed rows up to its last label."""
+    """Tokens of the longest document of a batch; in packed rows, up to its last label."""
     positions = batch.get("position_ids")
     if positions is None:
         return batch["input_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""Every format becomes one of two: a conversation in the field's roles, or text."""
+"""Samples of every known format become a conversation, a prompt with completion, or text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from ahn.training.data.sources import Source
 
-ROLES = {  # of conversations in ShareGPT's and other data sets
+ROLES = {  # ShareGPT's roles, and those of chat templates
     "human": "user",
     "gpt": "assistant",
     "observation": "tool",
     "function_call": "assistant",
 }
-TAG_ROLES = {  # LLaMA-Factory's tags, and the role that each names
+TAG_ROLES = {  # LLaMA-Factory's tags, and the roles they stand for
     "user_tag": "user",
     "assistant_tag": "assistant",
     "observation_tag": "tool",
@@ -21,18 +21,22 @@ TAG_ROLES = {  # LLaMA-Factory's tags, and the role that each names
     "system_tag": "system",
 }
 CHATQA = ("question", "answer")
-SPEAKER, REPLY = "User: ", "Assistant:"  # that a question of ChatQA2's may begin and end with
+SPEAKER, REPLY = "User: ", "Assistant:"  # a question of ChatQA2 may start and end with them
 Sample = dict[str, Any]
 
 
-def unified(row: Sample, source: Source, text_column: str = "text") -> Sample:
-    """`{"messages": [...], "tools": ...}` or `{"text": ...}` of a sample in any known format.
+def standardized(row: Sample, source: Source, text_column: str = "text") -> Sample:
+    """A sample of any known format, in one of three forms.
 
-    Known are TRL's (`messages`, `conversations`, `prompt` and `completion`, `text`),
-    LLaMA-Factory's (`alpaca`, `sharegpt`) and ChatQA2's (`chatqa`: `question`, `answer`), told by
-    the registry or by the columns.
+    Known formats are TRL's (`messages`, `conversations`, `prompt` and `completion`, `text`),
+    LLaMA-Factory's (`alpaca`, `sharegpt`) and ChatQA2's (`chatqa`: `question`, `answer`). The
+    registry names the format, or the columns tell it.
 
-    Raises ValueError naming the source, the columns expected and those there.
+    Returns:
+        `{"messages": [...], "tools": ...}`, `{"prompt": ..., "completion": ...}` or
+        `{"text": ...}`.
+
+    Raises ValueError naming the source, the columns expected and those it has.
     """
     if source.formatting == "alpaca" or (source.formatting is None and "instruction" in row):
         return _alpaca(row, source)
@@ -56,12 +60,12 @@ def unified(row: Sample, source: Source, text_column: str = "text") -> Sample:
 
 
 def _kinds(row: Sample) -> str:
-    """Columns and what they hold, for messages."""
+    """Columns and their types, for messages."""
     return ", ".join(f"{name} ({type(value).__name__})" for name, value in sorted(row.items()))
 
 
 def _alpaca(row: Sample, source: Source) -> Sample:
-    """Instruction, input, output, system prompt and earlier turns."""
+    """A conversation from instruction, input, output, system prompt and history."""
     names = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
     names = {**names, "history": "history", **source.columns}
     for needed in ("prompt", "response"):
@@ -82,7 +86,10 @@ def _alpaca(row: Sample, source: Source) -> Sample:
 
 
 def _chatqa(row: Sample, source: Source) -> Sample:
-    """A document, if it is not in the question already, the question, and the first answer."""
+    """A conversation from the document, the question and the first answer.
+
+    The document is a column, or it is part of the question.
+    """
     question, answer = (row.get(name) for name in CHATQA)
     answer = answer[0] if isinstance(answer, list) and answer else answer
     if not isinstance(question, str) or not isinstance(answer, str):
@@ -112,9 +119,9 @@ def _conversation(row: Sample, source: Source) -> Sample:
 
 
 def _messages(messages: list[Sample], source: Source, tags: dict[str, str]) -> list[Sample]:
-    """Messages with `role` and `content`, by the tags given or those in common use."""
+    """Messages with `role` and `content`; their keys are the tags' or those in common use."""
     roles = {**ROLES, **{value: TAG_ROLES[tag] for tag, value in tags.items() if tag in TAG_ROLES}}
-    found = []
+    converted = []
     for message in messages:
         role = message.get(tags.get("role_tag", "from"), message.get("role"))
         content = message.get(tags.get("content_tag", "value"), message.get("content"))
@@ -122,5 +129,5 @@ def _messages(messages: list[Sample], source: Source, tags: dict[str, str]) -> l
             raise ValueError(
                 f"{source.name}: expected messages with role and content, got {_kinds(message)}"
             )
-        found.append({"role": roles.get(role, role), "content": content})
-    return found
+        converted.append({"role": roles.get(role, role), "content": content})
+    return converted

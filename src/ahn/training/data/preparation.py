@@ -1,4 +1,4 @@
-"""From the names of data sets to rows of tokens."""
+"""Named data sets become one data set of token rows: read, tokenize, filter, mix, pack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ahn.training.losses import IGNORE
 
 @dataclass
 class DataArguments:
-    """What to train on, and how it is cut into rows."""
+    """The data sets, and how they become rows of tokens."""
 
     dataset: str = field(
         default="",
@@ -24,7 +24,8 @@ class DataArguments:
         },
     )
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "As dataset; to measure the share of the gap recovered."}
+        default=None,
+        metadata={"help": "As dataset; measures the gap that the memory recovers."},
     )
     dataset_dir: str = field(
         default="data", metadata={"help": "Folder of LLaMA-Factory's dataset_info.json."}
@@ -34,26 +35,24 @@ class DataArguments:
         metadata={"help": "Chat template: a file or a name TRL knows; default: the tokenizer's."},
     )
     text_column: str = field(default="text", metadata={"help": "Column of plain text."})
-    cutoff_len: int = field(default=24576, metadata={"help": "The most tokens of a row."})
+    cutoff_len: int = field(default=24576, metadata={"help": "Maximum tokens of a row."})
     filter_len: int = field(
-        default=288, metadata={"help": "Drop documents of so many tokens or fewer."}
+        default=288, metadata={"help": "Drop documents of this many tokens or fewer."}
     )
     max_samples: int | None = field(
-        default=None, metadata={"help": "The most samples of each data set."}
+        default=None, metadata={"help": "Maximum samples of each data set."}
     )
     interleave_probs: str | None = field(
         default=None,
-        metadata={
-            "help": "Comma-separated shares to draw from each data set; default: all of all."
-        },
+        metadata={"help": "Comma-separated shares of the data sets; default: all samples of all."},
     )
     packing: bool = field(
         default=False,
-        metadata={"help": "Several documents in a row; none sees or remembers another."},
+        metadata={"help": "Several documents in a row; none attends to or remembers another."},
     )
     streaming: bool = field(default=False, metadata={"help": "Read while training."})
     preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that tokenise."}
+        default=None, metadata={"help": "Processes that tokenize."}
     )
 
     def __post_init__(self) -> None:
@@ -73,16 +72,18 @@ def prepare(
     arguments: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    shortest: int = 0,
+    min_length: int = 0,
     seed: int = 0,
 ) -> Any:
-    """Rows `{"input_ids", "labels"}`, packed ones with `seq_lengths`, of the named data sets.
+    """Build the data set to train on from the named data sets.
 
-    Documents that could not train anything are left out: too short, or without a labelled token.
+    Its columns are `input_ids` and `labels`, and `seq_lengths` where rows are packed. Documents
+    that cannot train anything are dropped: those that are too short or have no labelled token.
 
     Args:
-        shortest: tokens a document needs at least, beside `filter_len`.
-        seed: of the order in which several data sets are drawn.
+        names: separated by commas.
+        min_length: minimum tokens of a document; `filter_len` may ask for more.
+        seed: of the order in which several data sets are interleaved.
 
     Returns:
         A `datasets.Dataset`, or an `IterableDataset` where `streaming` is on.
@@ -91,17 +92,17 @@ def prepare(
         ValueError: a source is unknown, unreadable, empty, or has nothing left after filtering.
     """
     template = training_template(tokenizer, arguments.template)
-    least = max(arguments.filter_len + 1, shortest)
+    min_length = max(arguments.filter_len + 1, min_length)
     parts = []
     for source in find_sources(names, arguments.dataset_dir):
         encoder = Encoder(tokenizer, source, template, arguments.cutoff_len, arguments.text_column)
-        parts.append(_documents(source, encoder, arguments, least))
-    rows = _mixed(parts, arguments.interleave_probs, seed)
-    return _packed(rows, arguments) if arguments.packing else rows
+        parts.append(_documents(source, encoder, arguments, min_length))
+    dataset = _interleave(parts, arguments.interleave_probs, seed)
+    return _pack(dataset, arguments) if arguments.packing else dataset
 
 
-def _documents(source: Source, encoder: Encoder, arguments: DataArguments, least: int) -> Any:
-    """Tokenised documents of one source that are long enough and labelled."""
+def _documents(source: Source, encoder: Encoder, arguments: DataArguments, min_length: int) -> Any:
+    """Tokenized documents of one source that are long enough and labelled."""
     from datasets import Features, List, Value
 
     samples = source.load(arguments.streaming)
@@ -114,31 +115,35 @@ def _documents(source: Source, encoder: Encoder, arguments: DataArguments, least
         batch_size=64,
         remove_columns=samples.column_names,
         features=Features(input_ids=ids, labels=ids),
-        **_work(arguments, f"Tokenising {source.name}"),
+        **_map_options(arguments, f"Tokenizing {source.name}"),
     )
-    kept = documents.filter(
-        _useful, fn_kwargs={"least": least}, **_work(arguments, f"Filtering {source.name}")
+    trainable = documents.filter(
+        _is_trainable,
+        fn_kwargs={"min_length": min_length},
+        **_map_options(arguments, f"Filtering {source.name}"),
     )
-    if next(iter(kept), None) is None:
-        raise ValueError(_nothing_left(source, documents, least))
-    return kept
+    if next(iter(trainable), None) is None:
+        raise ValueError(_nothing_left(source, documents, min_length))
+    return trainable
 
 
-def _useful(row: dict[str, list[int]], least: int) -> bool:
-    return len(row["input_ids"]) >= least and any(x != IGNORE for x in row["labels"])
+def _is_trainable(row: dict[str, list[int]], min_length: int) -> bool:
+    return len(row["input_ids"]) >= min_length and any(x != IGNORE for x in row["labels"])
 
 
-def _nothing_left(source: Source, documents: Any, least: int) -> str:
+def _nothing_left(source: Source, documents: Any, min_length: int) -> str:
+    """The message where every document of a source is dropped."""
     lengths = [len(row["input_ids"]) for row in documents]
-    if max(lengths, default=0) >= least:
+    if max(lengths, default=0) >= min_length:
         return f"{source.name}: expected labelled tokens, got {len(lengths)} documents without any"
     return (
-        f"{source.name}: expected a document of at least {least} tokens, got {len(lengths)} "
+        f"{source.name}: expected a document of at least {min_length} tokens, got {len(lengths)} "
         f"documents of at most {max(lengths, default=0)} (--filter_len and the least budget set it)"
     )
 
 
-def _mixed(parts: list[Any], shares: str | None, seed: int) -> Any:
+def _interleave(parts: list[Any], shares: str | None, seed: int) -> Any:
+    """One data set drawn from several by their shares; without shares they are concatenated."""
     from datasets import concatenate_datasets, interleave_datasets
 
     if shares is None:
@@ -153,15 +158,15 @@ def _mixed(parts: list[Any], shares: str | None, seed: int) -> Any:
     return interleave_datasets(parts, probabilities=[x / total for x in numbers], seed=seed)
 
 
-def _packed(rows: Any, arguments: DataArguments) -> Any:
+def _pack(dataset: Any, arguments: DataArguments) -> Any:
     from trl.data_utils import pack_dataset
 
-    work = _work(arguments, "Packing")
-    return pack_dataset(rows, arguments.cutoff_len, "bfd", work).with_format(None)
+    options = _map_options(arguments, "Packing")
+    return pack_dataset(dataset, arguments.cutoff_len, "bfd", options).with_format(None)
 
 
-def _work(arguments: DataArguments, what: str) -> dict[str, Any]:
-    """Options of `map` and `filter` that a stream does not have."""
+def _map_options(arguments: DataArguments, description: str) -> dict[str, Any]:
+    """Options of `Dataset.map` and `filter`; those of a streamed data set take none of them."""
     if arguments.streaming:
         return {}
-    return {"num_proc": arguments.preprocessing_num_workers, "desc": what}
+    return {"num_proc": arguments.preprocessing_num_workers, "desc": description}

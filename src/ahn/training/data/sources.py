@@ -10,7 +10,7 @@ from ahn.io.checksum import read_json
 
 REGISTRY = "dataset_info.json"
 CARD = "README.md"  # of a data set on the hub
-LOADERS = {  # by the end of a file's name
+LOADERS = {  # builder of `datasets` by file extension
     ".json": "json",
     ".jsonl": "json",
     ".parquet": "parquet",
@@ -20,7 +20,7 @@ LOADERS = {  # by the end of a file's name
 }
 FORMATTINGS = ("alpaca", "sharegpt", "chatqa")
 HUB_KEYS = ("hf_hub_url", "file_name")
-OTHER_HUBS = ("ms_hub_url", "om_hub_url")  # that the registry may name beside hf_hub_url
+OTHER_HUBS = ("ms_hub_url", "om_hub_url")  # allowed next to hf_hub_url, and ignored
 COLUMNS = {"prompt", "query", "response", "history", "system", "messages", "tools"}
 TAGS = {
     *("role_tag", "content_tag", "user_tag", "assistant_tag"),
@@ -32,15 +32,16 @@ KEYS = {*HUB_KEYS, *OTHER_HUBS, *OPTIONS}
 
 @dataclass(frozen=True)
 class Source:
-    """One data set: where it is and how its columns are to be read.
+    """One data set: where it is and what its columns mean.
 
     Attributes:
         name: as the user gave it, for messages.
         path: a local file or folder, or a name on the hub.
         options: of `datasets.load_dataset`.
-        formatting: one of `FORMATTINGS`, or None to tell by the columns.
-        columns, tags: LLaMA-Factory's names for those that differ from its own.
-        num_samples: the most samples to read; None reads all.
+        formatting: one of `FORMATTINGS`; None infers it from the columns.
+        columns, tags: the data set's names for LLaMA-Factory's columns and message keys, where
+            they differ.
+        num_samples: maximum samples to load; None loads all.
     """
 
     name: str
@@ -52,66 +53,66 @@ class Source:
     num_samples: int | None = None
 
     def load(self, streaming: bool = False) -> Any:
-        """Its samples, a `datasets.Dataset` or an `IterableDataset`.
+        """Load the samples, a `datasets.Dataset` or an `IterableDataset`.
 
-        Raises ValueError naming the source where it cannot be read or is empty.
+        Raises ValueError naming the source where it cannot be loaded or is empty.
         """
         files = _files(Path(self.path))
-        if files is None and Path(self.path).suffix in LOADERS:  # no name on the hub ends so
+        if files is None and Path(self.path).suffix in LOADERS:  # not a name on the hub
             raise ValueError(f"{self.name}: expected samples, got no file {self.path}")
         try:
-            samples = self._read(files, streaming)
+            samples = self._load(files, streaming)
             if next(iter(samples), None) is None:
                 raise ValueError("no samples")
-        except Exception as error:  # what its many readers raise has no common base
+        except Exception as error:  # the readers' exceptions have no common base class
             cause = error.__cause__ or error
-            said = " ".join(str(cause).split()) or type(cause).__name__  # theirs take many lines
-            raise ValueError(f"{self.name}: expected samples, got: {said}") from error
+            message = " ".join(str(cause).split()) or type(cause).__name__  # on one line
+            raise ValueError(f"{self.name}: expected samples, got: {message}") from error
         if self.num_samples is None:
             return samples
         return samples.take(self.num_samples)
 
-    def _read(self, files: list[Path] | None, streaming: bool) -> Any:
+    def _load(self, files: list[Path] | None, streaming: bool) -> Any:
         import datasets
 
         options = {"split": "train", **self.options, "streaming": streaming}
         if files is None:
             return datasets.load_dataset(self.path, **options)
-        filled = [file for file in files if file.stat().st_size]  # of nothing, readers stumble
-        if files and not filled:
+        nonempty = [file for file in files if file.stat().st_size]  # readers fail on empty files
+        if files and not nonempty:
             raise ValueError("no samples")
-        loader = _loader(filled)
+        loader = _loader(nonempty)
         if loader == "text":
             options["sample_by"] = "document"
-        return datasets.load_dataset(loader, data_files=list(map(str, filled)), **options)
+        return datasets.load_dataset(loader, data_files=list(map(str, nonempty)), **options)
 
 
 def find_sources(names: str, folder: str) -> list[Source]:
-    """The sources of a comma-separated list: paths, names of the registry, or hub names.
+    """The sources of a comma-separated list of paths, names in the registry, or hub names.
 
     Args:
-        folder: where the registry `dataset_info.json` lies, if there is one.
+        folder: of the registry `dataset_info.json`, which need not exist.
 
     Raises:
         ValueError: no name, or a malformed entry of the registry.
     """
     registry = Path(folder) / REGISTRY
     entries = read_json(registry) if registry.is_file() else {}
-    found = []
+    sources = []
     for name in filter(None, map(str.strip, names.split(","))):
         if name in entries:
-            found.append(_registered(name, entries[name], Path(folder)))
+            sources.append(_registered(name, entries[name], Path(folder)))
         elif Path(name).exists() or "/" in name.strip("./") or not entries:
-            found.append(Source(name, name))
+            sources.append(Source(name, name))
         else:
             raise ValueError(f"dataset: expected a path or one of {sorted(entries)}, got {name!r}")
-    if not found:
+    if not sources:
         raise ValueError("dataset: expected at least one name, got none")
-    return found
+    return sources
 
 
 def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
-    """A source as LLaMA-Factory's registry describes it."""
+    """A source from its entry in LLaMA-Factory's registry."""
     _check_entry(name, entry)
     kind = next(key for key in HUB_KEYS if key in entry)
     options = {
@@ -131,13 +132,13 @@ def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
 
 
 def _check_entry(name: str, entry: dict[str, Any]) -> None:
-    """Raise for what is said in an entry and would not be done."""
+    """Refuse an entry with keys that would have no effect."""
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
     checks = (("keys", entry, KEYS), ("columns", columns, COLUMNS), ("tags", tags, TAGS))
-    for what, got, known in checks:
+    for part, got, known in checks:
         if unknown := sorted(set(got) - known):
             raise ValueError(
-                f"{REGISTRY}: {name}: expected {what} among {sorted(known)}, got {unknown}"
+                f"{REGISTRY}: {name}: expected {part} among {sorted(known)}, got {unknown}"
             )
     if not any(key in entry for key in HUB_KEYS):
         raise ValueError(f"{REGISTRY}: {name}: expected one of {HUB_KEYS}, got {sorted(entry)}")
@@ -149,9 +150,10 @@ def _check_entry(name: str, entry: dict[str, Any]) -> None:
 
 
 def _files(path: Path) -> list[Path] | None:
-    """Data files of a local path; None of what `datasets` finds by itself.
+    """Data files of a local path; None where `datasets` has to find them.
 
-    That is a name on the hub, and a folder laid out as there: its card and files of other kinds.
+    That is a name on the hub, or a folder laid out as there: a card and data files, of which the
+    card names configurations and splits.
     """
     if path.is_file():
         return [path]

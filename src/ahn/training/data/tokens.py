@@ -1,4 +1,4 @@
-"""Samples become token ids and labels; of a conversation only the answers are labelled."""
+"""Samples become token ids and labels; in a conversation only the answers are labelled."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ahn.training.data.formats import Sample, unified
+from ahn.training.data.formats import Sample, standardized
 from ahn.training.data.sources import Source
 from ahn.training.losses import IGNORE
 
-ALIASES = {"qwen": "qwen2_5"}  # the original's name
+ALIASES = {"qwen": "qwen2_5"}  # the name in the original code
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Tokenises samples; picklable, so that workers and the cache of `datasets` can use it.
+    """Tokenizes samples. It can be pickled, as workers and the cache of `datasets` require.
 
     Attributes:
         template: chat template that marks answers; None where none is known.
-        cutoff_len: longest document. What is longer is cut, or split where it is plain text.
+        cutoff_len: maximum tokens of a document. Longer conversations are truncated, longer plain
+            text is split into several documents.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ class Encoder:
     text_column: str = "text"
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        """Columns of samples become columns of documents."""
+        """Columns of a batch of samples become columns of documents."""
         documents = []
         for values in zip(*rows.values()):
             documents += self.documents(dict(zip(rows, values)))
@@ -39,11 +40,11 @@ class Encoder:
         return {"input_ids": list(ids), "labels": list(labels)}
 
     def documents(self, row: Sample) -> list[tuple[list[int], list[int]]]:
-        """Ids and labels of the documents that a sample holds."""
-        sample = unified(row, self.source, self.text_column)
+        """Token ids and labels of each document of a sample."""
+        sample = standardized(row, self.source, self.text_column)
         limit = self.cutoff_len
         if "text" in sample:
-            ids = [*self.tokenizer(sample["text"])["input_ids"], *self._end()]
+            ids = [*self.tokenizer(sample["text"])["input_ids"], *self._eos()]
             return [(ids[i : i + limit],) * 2 for i in range(0, len(ids), limit)]
         ids, labels = (
             self._conversation(sample) if "messages" in sample else self._completion(sample)
@@ -70,52 +71,63 @@ class Encoder:
         from trl.data_utils import common_prefix_length
 
         prompt = self.tokenizer(sample["prompt"])["input_ids"]
-        ids = self.tokenizer(sample["prompt"] + sample["completion"])["input_ids"] + self._end()
+        ids = self.tokenizer(sample["prompt"] + sample["completion"])["input_ids"] + self._eos()
         known = common_prefix_length(prompt, ids)
         return ids, [IGNORE] * known + ids[known:]
 
-    def _end(self) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        return [] if end is None else [end]
+    def _eos(self) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        return [] if eos is None else [eos]
 
 
 def training_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str | None:
-    """A chat template with marks around answers, so that they alone are labelled.
+    """A chat template that marks answers with `{% generation %}`, so that they can be labelled.
 
     Args:
-        name: None takes the tokenizer's own; else a file, or a name that TRL knows.
+        name: a file, or a name that TRL knows; None takes the tokenizer's own template.
 
     Returns:
         None where the tokenizer has none.
 
     Raises:
-        ValueError: an unknown name, or a template without marks that TRL cannot give them to.
+        ValueError: an unknown name, or a template without marks that TRL cannot add them to.
     """
-    from trl import chat_template_utils as known
-
-    template: Any
-    if name is not None and Path(name).is_file():
-        template = Path(name).read_text(encoding="utf-8")
-    elif name is not None:
-        ending = "_training_chat_template"
-        templates = {
-            key.removesuffix(ending): value
-            for key, value in vars(known).items()
-            if key.endswith(ending) and isinstance(value, str)
-        }
-        template = templates.get(ALIASES.get(name, name))
-        if template is None:
-            names = ", ".join(sorted(templates))
-            raise ValueError(f"template: expected a file or one of {names}, got {name!r}")
-    elif tokenizer.chat_template is None:
+    template = _own_template(tokenizer) if name is None else _named_template(name)
+    if template is None:
         return None
-    else:
-        try:
-            template = known.get_training_chat_template(tokenizer) or tokenizer.chat_template
-        except ValueError:
-            template = str(tokenizer.chat_template)
     if "generation %}" not in template and "generation -%}" not in template:
         raise ValueError(
             "template: expected {% generation %} marks around answers, got a chat template without"
         )
     return template
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's template, with TRL's marks where TRL knows it."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        return get_training_chat_template(tokenizer) or str(tokenizer.chat_template)
+    except ValueError:  # a template that TRL does not know
+        return str(tokenizer.chat_template)
+
+
+def _named_template(name: str) -> str:
+    """The template of a file, or TRL's of that name."""
+    from trl import chat_template_utils
+
+    if Path(name).is_file():
+        return Path(name).read_text(encoding="utf-8")
+    suffix = "_training_chat_template"
+    templates = {
+        key.removesuffix(suffix): value
+        for key, value in vars(chat_template_utils).items()
+        if key.endswith(suffix) and isinstance(value, str)
+    }
+    key = ALIASES.get(name, name)
+    if key not in templates:
+        names = ", ".join(sorted(templates))
+        raise ValueError(f"template: expected a file or one of {names}, got {name!r}")
+    return templates[key]

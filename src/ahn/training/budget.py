@@ -1,4 +1,4 @@
-"""What each training step keeps exactly: window and sinks, drawn anew (arXiv 2510.07318)."""
+"""Window and sinks of a training step, drawn anew for each (arXiv 2510.07318)."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ KINDS, PLACEMENTS = ("fixed", "linear", "random"), ("prefix", "random")
 LINEAR_SHARE, LINEAR_LEAST = 4, 512
 
 
-class Limits(NamedTuple):
-    """What a step keeps exactly; `budget` tokens in all."""
+class Budget(NamedTuple):
+    """Window and sinks of a step."""
 
     window: int
     num_sinks: int
 
     @property
-    def budget(self) -> int:
+    def tokens(self) -> int:
+        """Tokens that the student attends to exactly."""
         return self.window + self.num_sinks
 
 
 @dataclass(frozen=True)
-class LimitSampler:
+class BudgetSampler:
     """Draws window and sinks of a training step.
 
-    A draw depends on seed, step and length alone: there is no state to save, and processes that
-    give one length draw the same. For every length the candidates are gone through in one random
-    order, and the first that fits is taken.
+    A draw depends on seed, step and length alone. So a checkpoint saves no state of it, and
+    processes that pass the same length draw the same budget. Each step shuffles the candidates and
+    takes the first that fits the length.
 
     Attributes:
         kind: of the budget: `fixed`; `linear`, a quarter of the length, 512 at least; `random`,
             from 32, 64, ..., 8192 with length / 8 < budget < length.
-        placement: of the memory: `prefix`, no sinks; `random`, sinks from `SINKS`, half of the
-            budget at most and taken out of it.
+        placement: of the memory: `prefix`, no sinks; `random`, sinks from `SINKS`, at most half of
+            the budget, which includes them.
         window: the budget where it is `fixed`.
         seed: of the draws.
 
@@ -61,34 +62,34 @@ class LimitSampler:
             raise ValueError(f"sliding_window: expected an integer >= 1, got {self.window}")
 
     @property
-    def shortest(self) -> int:
-        """Tokens that a document needs at least for any of it to lie beyond the budget."""
+    def min_length(self) -> int:
+        """Tokens of the shortest document that can have a token beyond a drawn budget."""
         least = {"fixed": self.window, "linear": LINEAR_LEAST, "random": BUDGETS[0]}
         return least[self.kind] + 1
 
-    def draw(self, step: int, length: int) -> Limits:
-        """Limits of a step for documents of at most `length` tokens.
+    def draw(self, step: int, length: int) -> Budget:
+        """Window and sinks of a step for documents of at most `length` tokens.
 
         Raises ValueError where no budget is below the length.
         """
-        if length < self.shortest:
+        if length < self.min_length:
             raise ValueError(
                 f"sliding_window_type {self.kind}: expected a document of at least "
-                f"{self.shortest} tokens, got {length}"
+                f"{self.min_length} tokens, got {length}"
             )
         generator = random.Random(f"{self.seed} {step}")
-        orders = [generator.sample(x, len(x)) for x in (BUDGETS, SINKS)]
-        budget = self._budget(length, orders[0])
+        budgets, sinks = (generator.sample(x, len(x)) for x in (BUDGETS, SINKS))
+        tokens = self._tokens(length, budgets)
         if self.placement == "prefix":
-            return Limits(budget, 0)
-        sinks = next(x for x in orders[1] if x <= budget / 2)
-        return Limits(budget - sinks, sinks)
+            return Budget(tokens, 0)
+        num_sinks = next(x for x in sinks if x <= tokens / 2)
+        return Budget(tokens - num_sinks, num_sinks)
 
-    def _budget(self, length: int, order: list[int]) -> int:
+    def _tokens(self, length: int, shuffled: list[int]) -> int:
         if self.kind == "fixed":
             return self.window
         if self.kind == "linear":
             return max(length // LINEAR_SHARE, LINEAR_LEAST)
-        fitting = [x for x in order if length / 8 < x < length]
+        fitting = [x for x in shuffled if length / 8 < x < length]
         # Beyond 65,536 tokens no candidate reaches an eighth: then the largest.
         return fitting[0] if fitting else max(x for x in BUDGETS if x < length)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 
-from ahn.training.sharding import round_weights_alone
+from ahn.training.fsdp2 import round_weights_alone
 
 
 @pytest.mark.parametrize("version", [1, 2])
