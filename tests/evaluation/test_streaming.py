@@ -24,7 +24,7 @@ from ahn.evaluation import (
     stream_losses,
     token_losses,
 )
-from ahn.io.text import encode_pieces, read_pieces
+from ahn.io.text import encode_chunks, text_chunks
 from tiny_models import (
     COMMON,
     WINDOW,
@@ -166,7 +166,7 @@ def test_beyond_the_budget_counts_from_position_budget_on():
 @pytest.mark.parametrize("size", [1, 3, 16, 10_000])
 def test_a_file_is_read_in_pieces_that_join_to_the_whole(size):
     text = "Grüße 🦉\n\nline\r\n" * 9 + "x" * 40 + "漢"
-    pieces = list(read_pieces(io.BytesIO(text.encode()), "file", size))
+    pieces = list(text_chunks(io.BytesIO(text.encode()), "file", size))
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= 2 * size
     if size == 16:
@@ -176,12 +176,12 @@ def test_a_file_is_read_in_pieces_that_join_to_the_whole(size):
 @pytest.mark.parametrize("data", [b"abc\xff", b"abc\xc3"])
 def test_a_file_that_is_not_utf8_is_refused(data):
     with pytest.raises(ValueError, match="name: expected UTF-8 text, got the byte 0x"):
-        list(read_pieces(io.BytesIO(data), "name", 2))
+        list(text_chunks(io.BytesIO(data), "name", 2))
 
 
 def test_pieces_cut_at_lines_have_the_tokens_of_the_whole():
     tokenizer, lines = standin.tokenizer(), [f"line {i};\n" for i in range(9)]
     whole = tokenizer("".join(lines), return_tensors="pt")["input_ids"]
-    assert torch.equal(torch.cat(list(encode_pieces(tokenizer, lines)), 1), whole)
+    assert torch.equal(torch.cat(list(encode_chunks(tokenizer, lines)), 1), whole)
     with pytest.raises(ValueError, match="expected some text, got none"):
-        list(encode_pieces(tokenizer, [""]))
+        list(encode_chunks(tokenizer, [""]))

@@ -18,17 +18,15 @@ from ahn.checkpoint.names import (
     BASE_WEIGHTS,
     CONFIG_FILE,
     FORMATS,
-    MARK,
     WEIGHTS_FILE,
-    from_legacy,
-    to_legacy,
 )
+from ahn.checkpoint.settings import read_settings, to_legacy
 from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import attached_state
-from ahn.io.checksum import has_checksum, read_json, write_tensors
+from ahn.io.checksum import has_checksum, write_tensors
 from ahn.io.files import write_json
-from ahn.modeling.saving import PREFIX, is_memory
+from ahn.io.keys import PREFIX, is_memory
 
 
 @dataclass(frozen=True)
@@ -110,21 +108,6 @@ def read_memory(
     if layout == "ahn" and not all(has_checksum(path / name) for name in weights.names):
         raise ValueError(f"{path}: expected weights with a checksum, got them without")
     return StoredMemory(settings.with_budget(window, num_sinks), weights.memory(), base, layout)
-
-
-def read_settings(folder: Path) -> tuple[AHNConfig, dict[str, Any], str]:
-    """Settings, what is recorded of the base, and the layout of a memory's folder."""
-    if not (folder / CONFIG_FILE).is_file() and (folder / BASE_CONFIG).is_file():
-        values = read_json(folder / BASE_CONFIG)
-        if MARK not in values:
-            raise ValueError(f"{folder}: expected a memory ({MARK} in {BASE_CONFIG}), got none")
-        facts = {name: values.get(name) for name in ("_name_or_path", *BASE_FACTS)}
-        return from_legacy(values), facts, "released"
-    values = read_json(folder / CONFIG_FILE)
-    for name in ("ahn_config", "base"):
-        if not isinstance(values.get(name), dict):
-            raise ValueError(f"{folder / CONFIG_FILE}: expected the key {name}, got {list(values)}")
-    return AHNConfig.from_dict(values["ahn_config"]), values["base"], "ahn"
 
 
 def files_of(layout: str) -> tuple[str, str]:

@@ -14,17 +14,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ahn.checkpoint.hub import BASE_FILES, fetched, memory_folder
-from ahn.checkpoint.memory import StoredMemory, check_keys, files_of, read_memory, read_settings
-from ahn.checkpoint.names import (
-    BASE_CONFIG,
-    RELEASED_CONFIG,
-    embedded_folders,
-)
+from ahn.checkpoint.memory import StoredMemory, check_keys, files_of, read_memory
+from ahn.checkpoint.named_models import Name, resolve
+from ahn.checkpoint.names import BASE_CONFIG, RELEASED_CONFIG
+from ahn.checkpoint.settings import read_settings
 from ahn.checkpoint.weights import PICKLES, Weights
 from ahn.io.checksum import BLOCK, CHECKSUM, INDEX, cached_sum, expect_sum, tensor_bytes
 from ahn.io.files import folder_written_whole, write_json
+from ahn.io.keys import is_memory
 from ahn.modeling import attach
-from ahn.modeling.saving import is_memory, write_remote_code
+from ahn.modeling.saving import write_remote_code
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 NOT_COPIED = (*PICKLES, ".safetensors", ".h5", ".msgpack", ".gguf", ".onnx")
@@ -51,8 +50,8 @@ class _Merge:
 
 
 def merge(
-    base: str | os.PathLike[str],
-    memory: str | os.PathLike[str],
+    base: Name,
+    memory: Name,
     out: str | os.PathLike[str],
     *,
     window: int | None = None,
@@ -68,9 +67,8 @@ def merge(
     generation config and chat template come along.
 
     Args:
-        base: folder or hub name of the base, in safetensors; or `embedded`.
-        memory: folder or hub name of the memory; of the embedded base also the cell of a shipped
-            one.
+        base: folder or hub name of the base, in safetensors; or one of `NAMED_MODELS`.
+        memory: folder or hub name of the memory; for a named base also the cell of one of its own.
         out: a new or empty folder; it appears when it is complete.
         window, num_sinks: win over the memory's own.
         progress: told of every block copied.
@@ -81,7 +79,7 @@ def merge(
         ValueError: the two do not go together, or a file of theirs is not what it should be.
         OSError: the disk is full or cannot be written.
     """
-    base, memory = embedded_folders(base, memory)
+    base, memory = resolve(base, memory)
     options = {} if token is None else {"token": token}
     with folder_written_whole(out) as target:  # a place that will not do is said before a download
         base_folder = fetched(base, revision, options, BASE_FILES, "base")

@@ -9,21 +9,21 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ahn.checkpoint.memory import files_of, read_settings, write_memory
+from ahn.checkpoint.memory import files_of, write_memory
 from ahn.checkpoint.names import (
     BASE_CONFIG,
     CONFIG_FILE,
     FORMATS,
     MARK,
     RELEASED_CONFIG,
-    from_legacy,
 )
+from ahn.checkpoint.settings import from_legacy, read_settings
 from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
 from ahn.io.checksum import read_json
 from ahn.io.files import folder_written_whole
+from ahn.io.keys import PREFIX, is_memory
 from ahn.modeling import register_family
-from ahn.modeling.saving import PREFIX, is_memory
 
 
 def split(

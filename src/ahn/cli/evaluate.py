@@ -24,7 +24,10 @@ Tasks = Annotated[
 Output = Annotated[Path, Option(help="Folder of the runs; one of the same command goes on.")]
 Memories = Annotated[
     list[str] | None,
-    Option(help="Folder or hub name of a memory, or a cell of the embedded model; repeatable."),
+    Option(
+        help=f"Folder or hub name of a memory; for {options.NAMES} also the cell of one of its "
+        "own; repeatable."
+    ),
 ]
 Methods = Annotated[
     str,
@@ -35,7 +38,7 @@ Methods = Annotated[
     ),
 ]
 BatchSize = Annotated[int, options.at_least(1, "Samples a batch.")]
-ChunkSize = Annotated[int, options.at_least(1, "Tokens of a text read at a time.")]
+ChunkSize = Annotated[int, options.at_least(1, "Tokens of a text in one forward.")]
 MaxLength = Annotated[
     int | None,
     options.at_least(1, "Tokens; longer samples are skipped, counted and reported."),
@@ -92,7 +95,7 @@ def evaluate(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
 ) -> None:
-    """Run benchmarks on a model with every method; kill it and start again, nothing is lost.
+    """Run benchmarks on a model with every method; a killed run goes on where it stopped.
 
     Each run gets a folder below --output with settings, versions, seeds, samples and scores.
     Over several devices: accelerate launch -m ahn eval ... .
@@ -134,8 +137,9 @@ def report(
     """Compare finished runs with each other and with the paper: Markdown, JSON, PNG and SVG."""
     from ahn.evaluation.report import write_report
 
-    found = write_report(folders, output)
-    print(f"{output / 'report.md'}: {len(found['runs'])} runs, {', '.join(found['benchmarks'])}")
+    written = write_report(folders, output)
+    benchmarks = ", ".join(written["benchmarks"])
+    print(f"{output / 'report.md'}: {len(written['runs'])} runs, {benchmarks}")
 
 
 def _prepare() -> None:

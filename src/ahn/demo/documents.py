@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ahn.embedded import corpus
 from ahn.evaluation import encode_bytes
 from ahn.generation.prefilling import split
-from ahn.io.text import read_pieces
+from ahn.io.text import text_chunks
 
 HELD_OUT_DOCUMENTS = 3  # at least so many of the standard library's, for variety
 CHARACTERS_PER_TOKEN = 8  # more than any source text has on average
@@ -59,7 +59,7 @@ def evaluation_documents(
         raise ValueError(f"tokens: expected more than the budget of {budget}, got {tokens}")
     if path is not None:
         with path.open("rb") as file:
-            texts = read_pieces(file, str(path))
+            texts = text_chunks(file, str(path))
             found = _take([_cut(path.name, texts, tokenizer, context)], tokens, budget)
         if not found:
             raise ValueError(f"{path}: expected a text of more than {budget} tokens, got less")
@@ -106,7 +106,7 @@ def _stretches(
 
 
 def _pieces(text: str) -> Iterator[str]:
-    return read_pieces(io.BytesIO(text.encode()), "text")
+    return text_chunks(io.BytesIO(text.encode()), "text")
 
 
 def _cut(

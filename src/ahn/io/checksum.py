@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from ahn.io.files import written_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Metadata key. In a file: of its bytes, with zeros in place of the checksum. In the metadata of an
 # index, which transformers' loader passes over and its saver writes anew: of each file as it is.
@@ -29,6 +30,8 @@ MOST_THREADS = 8  # each holds a block
 
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors with a checksum of the file; the same tensors give the same file."""
+    from safetensors.torch import save
+
     data = save(dict(state), metadata={"format": "pt", CHECKSUM: ZEROS})
     size, end = data[:8], 8 + int.from_bytes(data[:8], "little")
     header, body = _in_order(data[8:end]), memoryview(data)[end:]
@@ -96,7 +99,7 @@ def _check_file(path: Path, recorded: str | None) -> None:
     if whole is not None:
         expect_sum(path, whole, _digest(path, None))
         return
-    with opened(path) as tensors:
+    with opened_header(path) as tensors:
         own = (tensors.metadata() or {}).get(CHECKSUM)
     if own is not None:
         expect_sum(path, own, _digest(path, own))
@@ -147,7 +150,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def keys_of(path: Path) -> list[str]:
     """The tensors of a safetensors file."""
-    with opened(path) as file:
+    with opened_header(path) as file:
         return list(file.keys())
 
 
@@ -166,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def has_checksum(path: Path) -> bool:
     """Whether a file says what it should hash to."""
-    with opened(path) as file:
+    with opened_header(path) as file:
         return CHECKSUM in (file.metadata() or {})
 
 
@@ -177,10 +180,22 @@ def tensor_bytes(path: Path) -> int:
 
 
 def opened(path: Path) -> Any:
-    """A safetensors file, open; raises ValueError where it is none, or damaged."""
+    """A safetensors file whose tensors are PyTorch's; ValueError where it is none, or damaged."""
+    return _opened(path, "pt")
+
+
+def opened_header(path: Path) -> Any:
+    """A safetensors file for names, shapes, dtypes and metadata, without importing PyTorch.
+
+    Raises ValueError as `opened`.
+    """
+    return _opened(path, "np")
+
+
+def _opened(path: Path, framework: str) -> Any:
     with path.open("rb"):  # whose errors name the file and the reason, as safetensors' do not
         pass
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework=framework)
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file, got {error}") from error

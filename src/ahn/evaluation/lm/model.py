@@ -15,8 +15,8 @@ from lm_eval.models.utils_hf import get_dtype
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ahn.checkpoint.names import EMBEDDED, embedded_folders
-from ahn.evaluation.lm.loading import at_least_one, check_method, float32, load_model, pick_device
+from ahn.checkpoint.named_models import evaluation_dtype, resolve
+from ahn.evaluation.lm.loading import at_least_one, check_method, load_model, pick_device
 from ahn.evaluation.lm.methods import Method, method_named
 from ahn.evaluation.lm.readings import Reading, like_length_batches, plan_readings
 from ahn.evaluation.lm.scoring import Score, score_batch, score_branches
@@ -41,8 +41,9 @@ class AHNLM(HFLM):
     templates, sampling, `accelerate launch`) is that of `hf`.
 
     Args:
-        pretrained: folder or hub name of a base or of a merged model, `embedded`, or a model.
-        memory: folder or hub name of a memory; of the embedded base also its cell.
+        pretrained: folder or hub name of a base or of a merged model, one of
+            `ahn.checkpoint.NAMED_MODELS`, or a model.
+        memory: folder or hub name of a memory; for a named model also the cell of one of its own.
         method: one of `METHODS`: `ahn`, `full` (full attention), `window` (memory off), ...
         window, num_sinks: win over the memory's own.
         prefill_chunk_size: tokens of each prompt read per forward.
@@ -76,9 +77,8 @@ class AHNLM(HFLM):
         at_least_one("max_length", 1 if max_length is None else max_length)
         at_least_one("batch_size", batch_size)
         if isinstance(pretrained, str):
-            if pretrained == EMBEDDED:  # made and measured in float32, stored in less
-                hf_kwargs["dtype"] = float32(hf_kwargs.get("dtype"))
-            base, memory = embedded_folders(pretrained, memory)
+            hf_kwargs["dtype"] = evaluation_dtype(pretrained, hf_kwargs.get("dtype", "auto"))
+            base, memory = resolve(pretrained, memory)
             pretrained = str(base)
             hf_kwargs["device"] = pick_device(device)
         else:
