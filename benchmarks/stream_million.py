@@ -58,7 +58,7 @@ def text_blocks(tokenizer, total: int) -> Iterator[Tensor]:
 def read(model, block: Tensor, cache: ahn.AHNCache, chunk: int) -> float:
     """Read a block; tokens per second."""
     start = time.perf_counter()
-    ahn.generation.prefill(model, block, cache, chunk=chunk)
+    ahn.generation.prefill(model, block, cache, prefill_chunk_size=chunk)
     return block.shape[1] / (time.perf_counter() - start)
 
 

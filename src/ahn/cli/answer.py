@@ -119,7 +119,7 @@ def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
             loaded.model,
             ids,
             max_new_tokens=options.max_new_tokens,
-            chunk=options.prefill_chunk_size,
+            prefill_chunk_size=options.prefill_chunk_size,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,

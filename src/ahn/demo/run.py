@@ -15,7 +15,7 @@ from ahn import embedded
 from ahn.config import AHNConfig
 from ahn.demo.documents import Document, evaluation_documents, training_batches
 from ahn.demo.result import FULL, WINDOW, DemoResult, Reading, Training, summarise
-from ahn.evaluation import CHUNK, held_bytes, new_cache, stream_losses
+from ahn.evaluation import CHUNK, cache_bytes, new_cache, stream_losses
 from ahn.hf.attached_state import attached_state
 from ahn.modeling import attach, disabled, memory_off
 from ahn.training import distill
@@ -108,7 +108,7 @@ def _read(
             seconds += time.perf_counter() - started
             length = cache.get_seq_length()
             if document is longest:
-                held.append((length, held_bytes(cache)))
+                held.append((length, cache_bytes(cache)))
             report(f"reading: {name}", done + length, total)
             started = time.perf_counter()
         losses.append(torch.cat(parts).cpu())

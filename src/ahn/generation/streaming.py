@@ -1,4 +1,4 @@
-"""Answer token by token: nothing that grows with the text is kept."""
+"""Generate token by token in memory that does not grow with the text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stream(
     cache: AHNCache | None = None,
     *,
     max_new_tokens: int,
-    chunk: int | None = None,
+    prefill_chunk_size: int | None = None,
     attention_mask: Tensor | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -34,14 +34,14 @@ def stream(
     generator: torch.Generator | None = None,
     step: str = "auto",
 ) -> Iterator[Tensor]:
-    """Read a prompt as `prefill` does, then yield new tokens `[B]` until every row has ended.
+    """Prefill a prompt, then yield new tokens `[B]` until every row has ended.
 
     Args:
-        ids, cache, chunk, attention_mask: as in `prefill`; the cache holds prompt and answer
-            (all but the last token) when the stream ends.
+        ids, cache, prefill_chunk_size, attention_mask: as in `prefill`. When the stream ends, the
+            cache has seen the prompt and the answer without its last token.
         max_new_tokens: the most tokens to yield.
         temperature: 0 takes the likeliest token.
-        top_k, top_p: keep this many tokens, this much probability; 0 and 1 keep all.
+        top_k, top_p: sample among this many tokens, this much probability; 0 and 1 mean all.
         generator: source of the random numbers.
         step: how a token is decoded, see `ahn.runtime.decode_step.Step`.
 
@@ -55,14 +55,16 @@ def stream(
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     warp = _warpers(temperature, top_k, top_p)
     cache = AHNCache(model.config) if cache is None else cache
-    logits, cache = prefill(model, ids, cache, chunk=chunk, attention_mask=attention_mask)
+    logits, cache = prefill(
+        model, ids, cache, prefill_chunk_size=prefill_chunk_size, attention_mask=attention_mask
+    )
     ends = _end_tokens(model).to(logits.device)
     ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
     token = logits.argmax(-1)
-    read = Step(model, cache, step)
+    decode = Step(model, cache, step)
     for number in range(max_new_tokens):
         if number:
-            logits = read(token)
+            logits = decode(token)
         token = torch.where(ended, token, _choose(logits, warp, generator))
         yield token
         ended |= torch.isin(token, ends)
@@ -71,7 +73,7 @@ def stream(
 
 
 def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList | None:
-    """Sampling by transformers' own warpers; None is greedy."""
+    """Transformers' own warpers for sampling; None for greedy decoding."""
     if temperature < 0:
         raise ValueError(f"temperature: expected >= 0, got {temperature}")
     if top_k < 0:
@@ -93,7 +95,7 @@ def _choose(
 ) -> Tensor:
     if warp is None:
         return logits.argmax(-1)
-    no_history: Any = None  # these warpers look at the scores alone
+    no_history: Any = None  # these warpers use the scores alone
     probabilities = warp(no_history, logits.float()).softmax(-1)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 

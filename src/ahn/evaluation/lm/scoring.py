@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ahn.evaluation.lm.readings import Reading
-from ahn.evaluation.streaming import CHUNK, held_bytes, new_cache
+from ahn.evaluation.streaming import CHUNK, cache_bytes, new_cache
 from ahn.runtime.fill_cache import fill_cache
 
 
@@ -57,7 +57,7 @@ def score_batch(
         logits = model(**options, use_cache=True).logits
         _score_piece(logits, batch, ids.shape[1], first, dtype, scores)
         del logits
-    return scores, held_bytes(cache)
+    return scores, cache_bytes(cache)
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def score_branches(
         _read_on(model, copied, own, 0, len(own), chunk, dtype, scores)
     if reading.spans:
         _read_on(model, cache, reading, cuts[-1], len(reading), chunk, dtype, scores)
-    return scores, held_bytes(cache)
+    return scores, cache_bytes(cache)
 
 
 def _read_on(
