@@ -61,7 +61,7 @@ def prefill(
 
 
 def split(ids: Tensor | Iterable[Tensor], prefill_chunk_size: int) -> Iterator[Tensor]:
-    """Cut `[B, T]`, or the concatenation of such blocks, into chunks of `prefill_chunk_size` tokens.
+    """Cut `[B, T]`, or the concatenation of such blocks, into chunks of so many tokens.
 
     The last chunk holds the rest.
     """
