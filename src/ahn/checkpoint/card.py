@@ -15,11 +15,11 @@ def model_card(
     repo: str,
     training: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown that says what the memory is, what it was made for and how to load it.
+    """Markdown on what the memory is, which base it is for and how to load it.
 
     Args:
         base: what the folder records of it (`name_or_path`, `revision`, sizes).
-        parameters: number of the memory's own.
+        parameters: how many the memory has.
         training: facts to list (data, steps, losses, ...); the card says so where there are none.
     """
     name = base.get("name_or_path") or "the base model"

@@ -69,7 +69,7 @@ def _difference(key: str, one_side: _Side, other_side: _Side) -> Difference | No
     names = f"{left_shape} {left}", f"{right_shape} {right}"
     if left_shape != right_shape:
         return Difference(key, *names, None)
-    one, other = a.read(key).flatten(), b.read(key).flatten()
+    one, other = a.load(key).flatten(), b.load(key).flatten()
     if left == right and torch.equal(one, other):
         return None
     blocks = zip(one.split(BLOCK), other.split(BLOCK))

@@ -25,7 +25,7 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
 
     Returns:
         `kind`, `settings` and `base` of the memory, `layers` with one, `parameters` per part
-        (`base`, and of the memory by the tensor's own name), `dtypes`, `files` and `bytes`.
+        (`base`, and those of the memory by their names), `dtypes`, `files` and `bytes`.
 
     Raises ValueError where the folder is damaged, or is none of these.
     """

@@ -1,4 +1,4 @@
-"""A memory on disk, in our layout or the released one; written whole, read strictly."""
+"""A memory on disk, in our layout or the released one; saved atomically, loaded strictly."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from ahn.io.keys import PREFIX, is_memory
 
 @dataclass(frozen=True)
 class StoredMemory:
-    """What a memory's folder holds.
+    """The content of a memory's folder.
 
     Attributes:
         settings: cell, window, sinks, ...
         state: tensors by their released names, on the CPU.
-        base: what is recorded of the base: its name, revision and the values of `BASE_FACTS`.
+        base: the recorded name and revision of the base, and the values of `BASE_FACTS`.
         layout: `ahn` or `released`.
     """
 
@@ -126,24 +126,28 @@ def memory_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_memory_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Copy a memory's tensors into an attached model; raises as `check_keys`, before any copy."""
-    own = {name: tensor for name, tensor in model.state_dict().items() if is_memory(name)}
-    check_keys(own, state)
+    """Copy a memory's tensors into an attached model; raises as `check_keys` before any copy."""
+    target = {name: tensor for name, tensor in model.state_dict().items() if is_memory(name)}
+    check_keys(target, state)
     for name, tensor in state.items():
-        own[name].copy_(tensor)
+        target[name].copy_(tensor)
 
 
-def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for a missing, unknown or misshapen tensor, named."""
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+def check_keys(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError that names a missing, unknown or misshapen tensor."""
+    missing, unknown = (
+        sorted(expected.keys() - state.keys()),
+        sorted(state.keys() - expected.keys()),
+    )
     if missing or unknown:
         raise ValueError(
             f"memory: expected the keys of its cell and base, missing {missing[:3]}, "
             f"unknown {unknown[:3]}"
         )
     for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(f"{name}: expected {list(own[name].shape)}, got {list(tensor.shape)}")
+        shape = expected[name].shape
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
 
 
 def base_facts(config: PreTrainedConfig) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def base_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def base_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """What our layout records of the base: a name on the hub in full, of a folder the last part."""
+    """What our layout records of the base; of a local folder only the last part of its name."""
     name = config._name_or_path or None
     local = name is not None and Path(name).exists()
     return {

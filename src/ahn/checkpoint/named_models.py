@@ -54,8 +54,8 @@ NAMED_MODELS = {
 def resolve(base: Name, memory: Name | None = None) -> tuple[Name, Any]:
     """Folders or hub names for what a user calls a base and a memory.
 
-    A short name of `NAMED_MODELS` becomes the base's folder, and a cell beside it the folder of
-    that memory. All else is a folder or a hub name already and is given back.
+    A name of `NAMED_MODELS` becomes the base's folder, and with it the name of a cell becomes the
+    folder of that memory. Everything else is a folder or a hub name and is returned as it is.
 
     Raises ValueError where a named model has no memory of that name, or is not installed.
     """
@@ -80,9 +80,9 @@ def default_memory(base: Name) -> str | None:
 
 
 def evaluation_dtype(base: Name, dtype: Any) -> Any:
-    """The dtype a base is evaluated in: a named model's own, else the one asked for.
+    """The dtype to evaluate a base in: that of the named model, else the one asked for.
 
-    Raises ValueError where another than its own is asked for of a named model.
+    Raises ValueError where a named model is asked for in another dtype.
     """
     named = _named(base)
     if named is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ahn.io.checksum import WHOLE
+from ahn.io.checksum import SINGLE_FILE
 
-BASE_CONFIG, BASE_WEIGHTS = "config.json", WHOLE  # as transformers names them
+BASE_CONFIG, BASE_WEIGHTS = "config.json", SINGLE_FILE  # as transformers names them
 CONFIG_FILE, WEIGHTS_FILE = "ahn_config.json", "ahn_model.safetensors"
 RELEASED_CONFIG = "ahn_released_config.json"  # a released memory's config.json in a merged folder
 FORMATS = ("ahn", "released")

@@ -10,8 +10,8 @@ from ahn.checkpoint.names import BASE_CONFIG, BASE_FACTS, CONFIG_FILE, MARK
 from ahn.config import AHNConfig
 from ahn.io.checksum import read_json
 
-# Settings by their names in released checkpoints (config.json, read raw: transformers' own config
-# class drops `sliding_window`).
+# Settings by their names in released checkpoints. Their config.json is read as plain JSON, since
+# transformers' config class drops `sliding_window`.
 LEGACY = {
     MARK: "memory",
     "sliding_window": "window",
@@ -38,17 +38,17 @@ def read_settings(folder: Path) -> tuple[AHNConfig, dict[str, Any], str]:
 
 
 def from_legacy(values: Mapping[str, Any]) -> AHNConfig:
-    """Settings in a released config.json; what it leaves out has our defaults.
+    """The settings in a released config.json; a missing one has our default.
 
-    The window may be one of training: whoever loads can give another. Raises ValueError for a
-    value that is not a setting.
+    The window may be that of training; the caller can give another. Raises ValueError for a value
+    that is not a setting.
     """
-    found = {ours: values[legacy] for legacy, ours in LEGACY.items()
+    settings = {ours: values[legacy] for legacy, ours in LEGACY.items()
              if values.get(legacy) is not None}  # fmt: skip
-    layers = found.get("full_attention_layers")
+    layers = settings.get("full_attention_layers")
     if isinstance(layers, str):
-        found["full_attention_layers"] = _indices(layers)
-    return AHNConfig.from_dict(found)
+        settings["full_attention_layers"] = _indices(layers)
+    return AHNConfig.from_dict(settings)
 
 
 def to_legacy(settings: AHNConfig) -> dict[str, Any]:

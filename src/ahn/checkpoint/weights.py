@@ -50,12 +50,12 @@ class Weights:
         """The tensors of one file."""
         return [key for key, file in self.files.items() if file == name]
 
-    def read(self, key: str) -> Tensor:
+    def load(self, key: str) -> Tensor:
         """One tensor, on the CPU."""
         with opened(self.folder / self.files[key]) as file:
             return file.get_tensor(key)
 
-    def read_all(self, keys: Iterable[str]) -> dict[str, Tensor]:
+    def load_all(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Several tensors, sorted by name."""
         wanted = set(keys)
         state: dict[str, Tensor] = {}
@@ -82,7 +82,7 @@ class Weights:
         """
         keys = [key for key in self.files if is_memory(key)]
         check_files(self.folder, {self.files[key] for key in keys})
-        state = self.read_all(keys)
+        state = self.load_all(keys)
         for key, tensor in state.items():
             if not tensor.is_floating_point() or tensor.element_size() < 2:
                 raise ValueError(f"{key}: expected 16 to 64 bit floats, got {tensor.dtype}")

@@ -100,7 +100,7 @@ def _context(
 
 
 def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
-    """Print the answer to a prompt, given in pieces, word by word to stdout.
+    """Print the answer to a prompt, given in chunks of text, word by word to stdout.
 
     With a window, memory use does not depend on the prompt's length.
 
@@ -130,7 +130,7 @@ def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
 
 
 def _answer_with_full_attention(loaded: Loaded, ids: torch.Tensor, options: Answering) -> None:
-    """The base model's own generation, with its growing cache."""
+    """transformers' `generate`, with a cache that grows."""
     model: Any = loaded.model
     sampling: dict[str, Any] = {"do_sample": False}
     if options.temperature:

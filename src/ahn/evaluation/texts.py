@@ -21,7 +21,7 @@ def named_texts(names: Iterable[str], data: str | None = None) -> Iterator[tuple
 
     Args:
         names: UTF-8 files, folders (their files, sorted), `stdlib:MODULE` or `pg19` (streamed).
-        data: folder with `pg19`, the benchmark's own text files; None is the hub.
+        data: folder with `pg19`, the benchmark's text files; None is the hub.
 
     Raises:
         ValueError: there is no such text, or it is not UTF-8.

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from ahn.io.checksum import INDEX, WHOLE, check_folder
+from ahn.io.checksum import INDEX, SINGLE_FILE, check_folder
 from ahn.io.files import written_whole
 from ahn.io.keys import PREFIX, is_memory
 
@@ -82,7 +82,7 @@ def _holds_memory(name: Any, options: dict[str, Any]) -> bool:
 def _check_download(name: Any, options: dict[str, Any]) -> None:
     """Check what the hub's cache holds of a checkpoint, once the loader has put it there."""
     where = {key: options[key] for key in PLACE if key in options} | {"local_files_only": True}
-    for file in (WHOLE, INDEX):
+    for file in (SINGLE_FILE, INDEX):
         if found := cached_file(
             name,
             file,

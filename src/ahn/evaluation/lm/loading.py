@@ -1,4 +1,4 @@
-"""A model for lm-eval: a base and a memory, checked against the method it is to look back with."""
+"""Models for lm-eval: a base and a memory that can look back as the method asks."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def _check_plain(method: str, window: int | None) -> None:
 def pick_device(name: str | None) -> str:
     """The named device; by default the GPU, if there is one.
 
-    lm-eval's own default gives way to the CPU, with a warning. Raises ValueError where PyTorch
-    cannot use another.
+    Where there is none, lm-eval's default `cuda:0` becomes the CPU, with a warning. Raises
+    ValueError where PyTorch cannot use the device.
     """
     has_gpu = torch.cuda.is_available()
     if name == LM_EVAL_DEFAULT and not has_gpu:
@@ -72,7 +72,7 @@ def pick_device(name: str | None) -> str:
 
 
 def at_least_one(name: str, value: Any) -> int:
-    """An integer >= 1, also as text; ValueError names what it is not."""
+    """An integer >= 1, also from text; raises ValueError with the option's name."""
     if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
     return int(value)

@@ -19,7 +19,7 @@ from ahn.evaluation.runs.suite import LoadedTasks, Suite, load_tasks
 
 @dataclass(frozen=True)
 class Grid:
-    """What is evaluated.
+    """The model, memories and methods of an evaluation.
 
     Attributes:
         model: folder or hub name of a base or merged model, or one of
@@ -42,7 +42,7 @@ class Grid:
     def runs(self) -> Iterator[tuple[str, str | None, str]]:
         """Name, memory and method of each run, those of one memory together.
 
-        What needs no memory runs once.
+        A method that needs no memory runs once, with the first memory attached.
         """
         for index, memory in enumerate(self.memories or (None,)):
             for method in self.methods:
@@ -107,7 +107,7 @@ def _resolved(grid: Grid, memory: str | None) -> Any:
 
 
 def _identity(grid: Grid, suite: Suite, memory: str | None, method: str) -> dict[str, Any]:
-    """All that the answers of a run depend on."""
+    """Everything that the answers of a run depend on."""
     asked = {**asdict(suite), "data": suite.data and str(suite.data)}
     resolved = _resolved(grid, memory)
     return {
