@@ -65,10 +65,7 @@ def from_pretrained(
     _check_reachable(base, hf_kwargs)
     stored = _stored_memory(base, memory, budget, memory_revision, hf_kwargs)
     if stored is not None:
-        stored.check_base(_config(base, hf_kwargs))
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, **hf_kwargs)
-        attach(model, stored.settings, kernels=kernels)
-        load_memory_state(model, stored.state)
+        model = _attached(base, stored, kernels, hf_kwargs)
     elif _is_merged(base, hf_kwargs):
         model = _merged(base, budget, kernels, hf_kwargs)
     else:
@@ -110,6 +107,17 @@ def _stored_memory(
     settings, facts, layout = read_settings(folder)
     state = Weights.of(folder).memory()
     return StoredMemory(settings.with_budget(**budget), state, facts, layout)
+
+
+def _attached(
+    base: Name, stored: StoredMemory, kernels: str, hf_kwargs: Mapping[str, Any]
+) -> PreTrainedModel:
+    """A base with a memory from disk."""
+    stored.check_base(_config(base, hf_kwargs))
+    model = AutoModelForCausalLM.from_pretrained(base, **hf_kwargs)
+    attach(model, stored.settings, kernels=kernels)
+    load_memory_state(model, stored.state)
+    return model
 
 
 def _merged(

@@ -103,31 +103,19 @@ def evaluate(
     _prepare()
     from ahn.evaluation.runs import Grid, Suite, evaluate_grid
 
-    suite = Suite(
-        names=tuple(tasks),
-        lengths=lengths,
-        depths=depths,
-        samples=samples,
-        texts=None if not text else tuple(text),
-        data=data,
-        seed=seed,
+    texts = None if not text else tuple(text)
+    suite = Suite(tuple(tasks), lengths, depths, samples, texts, data, seed)
+    settings = {
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "prefill_chunk_size": prefill_chunk_size,
+        "dtype": dtype,
+        "device": device,
+    }
+    memories, names = tuple(memory or ()), tuple(methods.split(","))
+    evaluate_grid(
+        Grid(model, memories, names, window, num_sinks, settings, chat_template), suite, output
     )
-    grid = Grid(
-        model=model,
-        memories=tuple(memory or ()),
-        methods=tuple(methods.split(",")),
-        window=window,
-        num_sinks=num_sinks,
-        options={
-            "batch_size": batch_size,
-            "max_length": max_length,
-            "prefill_chunk_size": prefill_chunk_size,
-            "dtype": dtype,
-            "device": device,
-        },
-        chat_template=chat_template,
-    )
-    evaluate_grid(grid, suite, output)
 
 
 def report(

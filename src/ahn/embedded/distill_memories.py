@@ -92,14 +92,13 @@ def train_memory(
     torch.manual_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = model.to(device)
+    model.to(device)
     config = AHNConfig(memory=settings.cell, window=settings.window, num_sinks=settings.num_sinks)
     attach(model, config, kernels="torch")
     started = time.perf_counter()
-    batches = random_crops(token_stream(corpus.training, tokenizer), settings)
     losses = distill(
         model.train(),
-        batches,
+        random_crops(token_stream(corpus.training, tokenizer), settings),
         total_steps=settings.steps,
         learning_rate=settings.learning_rate,
         map_rate=settings.map_rate,

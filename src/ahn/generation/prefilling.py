@@ -26,8 +26,7 @@ def prefill(
     """Run a prompt through the model to fill a cache; only the last token gets logits.
 
     Args:
-        ids: `[B, T]` token ids, or an iterable of such blocks for a prompt that is never in memory
-            at once.
+        ids: `[B, T]` token ids, or an iterable of such blocks.
         cache: continue this one, in place; None starts a new one.
         prefill_chunk_size: tokens per forward; None chooses by the free memory, see
             `ahn.runtime.prefill_chunk`.
@@ -41,18 +40,15 @@ def prefill(
     """
     cache = AHNCache(model.config) if cache is None else cache
     padding = _left_padding(ids, attention_mask, cache)
-    logits = None
     if prefill_chunk_size is None:
-        rows = ids.shape[0] if isinstance(ids, Tensor) else 1
-        prefill_chunk_size = prefill_chunk(model, rows)
+        prefill_chunk_size = prefill_chunk(model, ids.shape[0] if isinstance(ids, Tensor) else 1)
+    logits = None
     for chunk, is_last in _with_last(split(ids, prefill_chunk_size)):
         chunk = chunk.to(model.device)
         options = {} if padding is None else _padded_inputs(chunk, padding, cache, attention_mask)
         if is_last:
-            output = model(
-                input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
-            )
-            logits = output.logits[:, -1]
+            inputs = {"input_ids": chunk, "past_key_values": cache, **options}
+            logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         else:
             fill_cache(model, input_ids=chunk, past_key_values=cache, **options)
     if logits is None:

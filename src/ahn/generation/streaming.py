@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -54,22 +55,30 @@ def stream(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     warp = _warpers(temperature, top_k, top_p)
-    cache = AHNCache(model.config) if cache is None else cache
     logits, cache = prefill(
         model, ids, cache, prefill_chunk_size=prefill_chunk_size, attention_mask=attention_mask
     )
-    ends = _end_tokens(model).to(logits.device)
-    ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
-    token = logits.argmax(-1)
     decode = Step(model, cache, step)
-    for number in range(max_new_tokens):
-        if number:
-            logits = decode(token)
-        token = torch.where(ended, token, _choose(logits, warp, generator))
+    tokens = _decoded(logits, decode, _end_tokens(model), lambda x: _choose(x, warp, generator))
+    yield from islice(tokens, max_new_tokens)
+
+
+def _decoded(
+    logits: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    ends: Tensor,
+    choose: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """New tokens `[B]` until every row has ended; `decode` gives the logits after a token."""
+    ends = ends.to(logits.device)
+    ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+    token = choose(logits)
+    while True:
         yield token
         ended |= torch.isin(token, ends)
         if ended.all():
             return
+        token = torch.where(ended, token, choose(decode(token)))
 
 
 def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList | None:
