@@ -21,7 +21,7 @@ from torch import Tensor
 import ahn
 from ahn import embedded
 from ahn.embedded.corpus import held_out_documents, training_documents
-from ahn.io.text import encode_pieces, read_pieces
+from ahn.io.text import encode_chunks, text_chunks
 from report import write_result
 
 BLOCK = 10_000  # tokens between two measurements
@@ -45,8 +45,8 @@ def text_blocks(tokenizer, total: int) -> Iterator[Tensor]:
     made = 0
     documents = itertools.cycle([*held_out_documents(), *training_documents()])
     pieces = (io.BytesIO(text.encode()) for _, text in documents)
-    texts = (piece for file in pieces for piece in read_pieces(file, "text"))
-    for ids in encode_pieces(tokenizer, texts):
+    texts = (piece for file in pieces for piece in text_chunks(file, "text"))
+    for ids in encode_chunks(tokenizer, texts):
         held = torch.cat([held, ids], 1)
         while held.shape[1] >= BLOCK:
             yield held[:, :BLOCK]
@@ -58,7 +58,7 @@ def text_blocks(tokenizer, total: int) -> Iterator[Tensor]:
 def read(model, block: Tensor, cache: ahn.AHNCache, chunk: int) -> float:
     """Read a block; tokens per second."""
     start = time.perf_counter()
-    ahn.generation.prefill(model, block, cache, chunk=chunk)
+    ahn.generation.prefill(model, block, cache, prefill_chunk_size=chunk)
     return block.shape[1] / (time.perf_counter() - start)
 
 

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import ahn
+from ahn.checkpoint.named_models import NamedModel
 from ahn.embedded.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
 from tiny_models import base_model, wake
 
@@ -58,6 +59,23 @@ def save_base(folder) -> None:
     """A folder that transformers reads: model and tokenizer."""
     base().save_pretrained(folder)
     save_tokenizer(backend(), folder, CONTEXT)
+
+
+def install_as(monkeypatch, folder, name, cells) -> None:
+    """Make the stand-in a named model of an installed package, with memories of these cells."""
+    package = folder / f"{name}_package"
+    save_base(package / "base")
+    for cell in cells:
+        ahn.save_pretrained(load(cell)[0], package / "memories" / cell)
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(folder))
+    model = NamedModel(
+        base=f"{name}_package/base",
+        memories=f"{name}_package/memories",
+        default_memory=cells[0],
+        dtype="float32",
+    )
+    monkeypatch.setitem(ahn.checkpoint.NAMED_MODELS, name, model)
 
 
 def use(monkeypatch) -> None:

@@ -17,7 +17,7 @@ from ahn.modeling.attached import FAMILIES
 
 PACKAGE = Path(ahn.__file__).parent
 LAYERS = [  # a part imports itself and the parts of earlier lines
-    {"config"},
+    {"config", "startup"},
     {"io"},
     {"plots", "cost"},
     {"ops"},

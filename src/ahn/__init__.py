@@ -1,22 +1,64 @@
 """A bounded memory for long context, for any Hugging Face decoder."""
 
-from ahn import embedded, generation
-from ahn.checkpoint import from_pretrained, save_pretrained
-from ahn.config import AHNConfig
-from ahn.layer.cache import AHNCache
-from ahn.modeling import attach, detach, disabled, memory_off
+from typing import TYPE_CHECKING
+
+from ahn.startup import lazy_names, started_as_program
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ahn import bench, checkpoint, cost, embedded, evaluation, generation, plots, training
+    from ahn.checkpoint import from_pretrained, save_pretrained
+    from ahn.config import AHNConfig
+    from ahn.hf import UnsupportedModel, use_liger
+    from ahn.layer.cache import AHNCache
+    from ahn.modeling import attach, detach, disabled, memory_off
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "AHNCache": "ahn.layer.cache",
+            "AHNConfig": "ahn.config",
+            "UnsupportedModel": "ahn.hf",
+            "attach": "ahn.modeling",
+            "bench": "ahn.bench",
+            "checkpoint": "ahn.checkpoint",
+            "cost": "ahn.cost",
+            "detach": "ahn.modeling",
+            "disabled": "ahn.modeling",
+            "embedded": "ahn.embedded",
+            "evaluation": "ahn.evaluation",
+            "from_pretrained": "ahn.checkpoint",
+            "generation": "ahn.generation",
+            "memory_off": "ahn.modeling",
+            "plots": "ahn.plots",
+            "save_pretrained": "ahn.checkpoint",
+            "training": "ahn.training",
+            "use_liger": "ahn.hf",
+        },
+    )
+
+if not started_as_program():
+    # Registers the model types `ahn_*`: a merged folder loads by the Auto classes from now on.
+    from ahn import modeling  # noqa: F401
 
 __all__ = [
     "AHNCache",
     "AHNConfig",
+    "UnsupportedModel",
     "attach",
+    "bench",
+    "checkpoint",
+    "cost",
     "detach",
     "disabled",
     "embedded",
+    "evaluation",
     "from_pretrained",
     "generation",
     "memory_off",
+    "plots",
     "save_pretrained",
+    "training",
+    "use_liger",
 ]

@@ -49,7 +49,7 @@ class Shape:
 
     @property
     def weights_read(self) -> int:
-        """Numbers read for one token: all layers and the head, of the embedding only a row."""
+        """Weights used for one token: all layers and the head (of the embedding only one row)."""
         return self.layers * self.layer_weights + self.hidden * self.vocabulary
 
 
@@ -62,7 +62,7 @@ def attended_pairs(length: int, settings: AHNConfig | None) -> int:
 
 
 def prefill_flops(shape: Shape, length: int, settings: AHNConfig | None) -> int:
-    """Operations to read a text, with the logits of its last token."""
+    """Operations to prefill a text, with the logits of its last token."""
     scores = 4 * shape.heads * shape.head_dim * attended_pairs(length, settings)
     products = 2 * shape.layer_weights * length
     total = shape.layers * (scores + products) + 2 * shape.hidden * shape.vocabulary
@@ -77,10 +77,11 @@ def train_flops(
 ) -> int:
     """Operations of a distillation step on a text: what `ahn.training` computes on a GPU, no more.
 
-    The teacher's layers once; the student's once on the tokens beyond the budget, once again where
-    its layers are recomputed (but for their attention, which is kept, and each one's last product,
-    whose result nobody needs), and backwards by their inputs alone, since the base is frozen. The
-    head three times on the `counted` tokens that the losses are on: teacher, student, gradient.
+    The teacher's layers run once, and the student's once on the tokens beyond the budget. With
+    checkpointing the student's layers run again, except their attention, whose output is saved, and
+    the last matrix product of each, whose output is not needed. The backward pass computes only
+    gradients of inputs, since the base is frozen. The head runs three times on the `counted` tokens
+    of the losses: for the teacher, the student and the gradient.
     """
     width, beyond = shape.heads * shape.head_dim, max(0, length - settings.budget)
     products, last = 2 * shape.layer_weights, 2 * shape.hidden * shape.intermediate
@@ -97,9 +98,14 @@ def train_flops(
 def cache_bytes(
     shape: Shape, length: int, settings: AHNConfig | None, num_gates: int, number: int = 2
 ) -> int:
-    """Bytes a sequence holds after `length` tokens; `number` is the size of one key's number.
+    """Bytes of one sequence's cache after `length` tokens.
 
-    With a memory it is the same from the first token on. `num_gates` is the cell's.
+    With a memory the cache is as large from the first token on.
+
+    Args:
+        settings: of the memory; None is full attention.
+        num_gates: gates of the cell per token and head; 0 is a window without a memory.
+        number: bytes of one number of a key or value.
     """
     pair = 2 * shape.groups * shape.head_dim * number
     if settings is None:
@@ -112,7 +118,7 @@ def cache_bytes(
 def decode_bytes(
     shape: Shape, length: int, settings: AHNConfig | None, batch: int = 1, number: int = 2
 ) -> int:
-    """Bytes that a decoding step must move: weights once, each row's keys, values and state."""
+    """Bytes that a decoding step moves: the weights, and the keys, values and state of each row."""
     seen = length if settings is None else min(length, settings.budget)
     pair = 2 * shape.groups * shape.head_dim * number
     state = 0 if settings is None else 2 * shape.heads * shape.head_dim**2 * STATE_BYTES

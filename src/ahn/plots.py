@@ -24,11 +24,11 @@ STYLES: tuple[tuple[str, Any], ...] = (
 
 
 def demo_figure(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw what `ahn demo` measured: what is lost by position, and bytes held by length.
+    """Draw the result of `ahn demo`: loss by position, and bytes of the cache by length.
 
     Args:
         result: the demo's JSON object.
-        path: PNG to write, whole or not at all.
+        path: PNG to write, completely or not at all.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def demo_figure(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     FigureCanvasAgg(figure)  # no display, and no global state of pyplot
     left, right = figure.subplots(1, 2)
     _prediction(left, result)
-    _bytes_held(right, result)
+    _cache_bytes(right, result)
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     with written_whole(path) as temporary:
@@ -49,7 +49,7 @@ def training_figure(log: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
 
     Args:
         log: what was logged, each with its `step`.
-        path: PNG to write, whole or not at all.
+        path: PNG to write, completely or not at all.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,7 +75,9 @@ def training_figure(log: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
 
 def _prediction(axes: Axes, result: Mapping[str, Any]) -> None:
     curves = result["bits_per_byte_by_position"]
-    best = next(iter(curves.values()))  # full attention: the others differ by little of the whole
+    best = next(
+        iter(curves.values())
+    )  # full attention; the differences to it are small beside the values
     for (name, curve), (colour, dashes) in zip(curves.items(), STYLES):
         lost = [x - y for x, y in zip(curve, best)]
         axes.plot(result["positions"], lost, color=colour, linestyle=dashes, label=name)
@@ -88,11 +90,11 @@ def _prediction(axes: Axes, result: Mapping[str, Any]) -> None:
     _plain(axes)
 
 
-def _bytes_held(axes: Axes, result: Mapping[str, Any]) -> None:
-    held = result["held_by_length"]
-    for (name, points), (colour, dashes) in zip(held.items(), STYLES):
-        lengths, sizes = zip(*points)
-        axes.plot(lengths, [x / MIB for x in sizes], color=colour, linestyle=dashes, label=name)
+def _cache_bytes(axes: Axes, result: Mapping[str, Any]) -> None:
+    sizes = result["held_by_length"]
+    for (name, points), (colour, dashes) in zip(sizes.items(), STYLES):
+        lengths, in_bytes = zip(*points)
+        axes.plot(lengths, [x / MIB for x in in_bytes], color=colour, linestyle=dashes, label=name)
     axes.set(title="What each holds", xlabel="text read (tokens)", ylabel="cache (MiB)")
     axes.set_ylim(bottom=0)
     _plain(axes)

@@ -64,7 +64,7 @@ def test_the_released_layout_has_the_released_names(tmp_path):
     ("text", "layers"), [("", []), ("1", [1]), (" 0, 1 ", [0, 1]), ([1], [1]), (None, [])], ids=str
 )
 def test_released_layer_indices_may_be_text(text, layers, tmp_path):
-    from ahn.checkpoint.names import from_legacy
+    from ahn.checkpoint.settings import from_legacy
 
     settings = from_legacy({"_ahn_implementation": "DeltaNet", "fa_layer_ids": text})
     assert list(settings.full_attention_layers) == layers
@@ -119,6 +119,30 @@ def test_a_merged_base_needs_no_memory_and_takes_no_other(tmp_path):
     assert model.config.ahn_config["window"] == 5
     with pytest.raises(ValueError, match="without a memory"):
         ahn.from_pretrained(tmp_path, save_memory(tmp_path / "memory", "GatedDeltaNet"))
+
+
+def test_a_merged_base_runs_by_the_kernels_asked_for(tmp_path):
+    shared_model().save_pretrained(tmp_path)
+    for window in (None, 5):
+        model = ahn.from_pretrained(tmp_path, window=window, kernels="torch")
+        chosen = {m.kernels for m in model.modules() if isinstance(m, ahn.memory.Memory)}
+        assert chosen == {"torch"}
+    with pytest.raises(ValueError, match="kernels: expected one of"):
+        ahn.from_pretrained(tmp_path, kernels="abacus")
+
+
+def test_only_a_base_without_a_memory_gets_a_new_one(base, tmp_path):
+    new = ahn.AHNConfig(memory="Mamba2", window=16, num_sinks=4)
+    model = ahn.from_pretrained(base, new_memory=new, window=7)
+    assert not model.training
+    assert model.config.ahn_config == new.with_budget(7).to_dict()
+    save_memory(tmp_path / "memory")
+    with_memory = ahn.from_pretrained(base, tmp_path / "memory", new_memory=new)
+    shared_model("Qwen2", "DeltaNet").save_pretrained(tmp_path / "merged")
+    for other in (with_memory, ahn.from_pretrained(tmp_path / "merged", new_memory=new)):
+        assert other.config.ahn_config["memory"] == "DeltaNet"
+    with pytest.raises(ValueError, match="Elman"):
+        ahn.from_pretrained(base, new_memory=ahn.AHNConfig(memory="Elman"))
 
 
 def test_half_precision_and_device_map(base, tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ahn
-from ahn.checkpoint.names import CONFIG_FILE, EMBEDDED_FOLDER, WEIGHTS_FILE
+from ahn.checkpoint.names import CONFIG_FILE, WEIGHTS_FILE
 from ahn.io.checksum import write_tensors
 from tiny_models import CELLS
 
@@ -64,7 +64,7 @@ def test_without_a_memory_it_is_the_plain_base():
 
 
 def test_the_embedded_base_fits_in_sixteen_megabytes():
-    files = (EMBEDDED_FOLDER / "base").iterdir()
+    files = ahn.embedded.BASE.iterdir()
     assert sum(file.stat().st_size for file in files) <= 16_000_000
 
 
@@ -134,6 +134,6 @@ def test_an_unknown_setting_is_named(tmp_path):
 
 
 def test_saving_needs_a_memory(tmp_path):
-    base = AutoModelForCausalLM.from_pretrained(EMBEDDED_FOLDER / "base")
+    base = AutoModelForCausalLM.from_pretrained(ahn.embedded.BASE)
     with pytest.raises(ValueError, match="memory attached"):
         ahn.save_pretrained(base, tmp_path)

@@ -14,7 +14,7 @@ import torch
 import ahn
 import standin
 from ahn.generation import stream
-from ahn.io.text import PIECE
+from ahn.io.text import CHUNK_BYTES
 from commands import PROMPT, call, error, generated
 
 SOURCE = Path(ahn.__file__).parents[1]
@@ -84,21 +84,18 @@ def test_sampling_is_repeatable_and_follows_the_seed(folder):
         assert generated(*common, "--top-p", 1e-6) == greedy
 
 
-def test_the_embedded_model_has_a_memory_unless_told(monkeypatch):
-    standin.use(monkeypatch)
-    seen = []
-    monkeypatch.setattr(
-        "ahn.embedded.load", lambda *a, **k: seen.append((a, k)) or standin.load(*a, **k)
-    )
-    nothing = {"window": None, "num_sinks": None}
-    generated("--model", "embedded", "--prompt", PROMPT)
-    generated("--model", "embedded", "--memory", "Mamba2", "--window", 9, "--prompt", PROMPT)
-    generated("--model", "embedded", "--memory", "none", "--window", 9, "--prompt", PROMPT)
-    assert seen == [
-        (("GatedDeltaNet",), nothing),
-        (("Mamba2",), {"window": 9, "num_sinks": None}),
-        ((None,), nothing),
-    ]
+def test_a_named_model_has_a_memory_unless_told(monkeypatch, tmp_path):
+    standin.install_as(monkeypatch, tmp_path, "toy", cells=("DeltaNet", "Mamba2"))
+    assert generated("--model", "toy", "--prompt", PROMPT) == expected(attached())
+    options = ("--memory", "Mamba2", "--window", 9)
+    other = standin.load("Mamba2", window=9)[0]
+    assert generated("--model", "toy", *options, "--prompt", PROMPT) == expected(other)
+    options = ("--memory", "none", "--window", 9, "--num-sinks", 4)
+    window = attached(window=9)
+    with ahn.memory_off(window):
+        assert generated("--model", "toy", *options, "--prompt", PROMPT) == expected(window)
+    message = "dtype: expected float32 for the toy model, got 'bfloat16'"
+    assert message in error("generate", "--model", "toy", "--prompt", "x", "--dtype", "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +152,7 @@ def test_ctrl_c_ends_a_process_without_a_traceback(folder):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         # More than a pipe holds: once it is written, the command is reading.
-        process.stdin.write(PROMPT.encode() * (3 * PIECE // len(PROMPT)))
+        process.stdin.write(PROMPT.encode() * (3 * CHUNK_BYTES // len(PROMPT)))
         process.stdin.flush()
         process.send_signal(signal.SIGINT)
         out, errors = process.stdout.read(), process.stderr.read()

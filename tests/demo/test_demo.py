@@ -17,7 +17,7 @@ import ahn
 import standin
 from ahn.demo import DemoSettings, print_result, progress, run_demo, summarise
 from ahn.demo.documents import evaluation_documents, training_batches
-from ahn.demo.result import FULL, WINDOW, Reading
+from ahn.demo.result import FULL, WINDOW, Measured
 from ahn.demo.show import verdict
 
 TOKENS, STEPS = 500, 3
@@ -77,12 +77,12 @@ def test_shares_follow_from_the_rates():
     nats = {FULL: 1.0, WINDOW: 2.0, "good": 1.25, "bad": 2.5}
 
     def recovered(nats):
-        readings = {
-            name: Reading([torch.full((len(d) - 1,), x) for d in documents()], [(0, 0), (9, 9)], 1)
+        measurements = {
+            name: Measured([torch.full((len(d) - 1,), x) for d in documents()], [(0, 0), (9, 9)], 1)
             for name, x in nats.items()
         }
         config = ahn.AHNConfig(window=standin.WINDOW, num_sinks=standin.SINKS)
-        return summarise(readings, documents(), config, None, seed=0, seconds=1.0)
+        return summarise(measurements, documents(), config, None, seed=0, seconds=1.0)
 
     result = recovered(nats)
     assert {r.name: r.recovered for r in result.rows} == pytest.approx(

@@ -10,7 +10,7 @@ from asked import LONG, SHORT, TOLERANCE, UNTIL, assert_same, hf, lm, requests, 
 
 import standin
 from ahn.evaluation.lm import METHODS
-from ahn.evaluation.lm.readings import like_length_batches, plan_readings
+from ahn.evaluation.lm.sequences import like_length_batches, plan_sequences
 from ahn.evaluation.streaming import CHUNK, stream_losses
 
 
@@ -71,28 +71,28 @@ def test_batched_generation_is_that_of_each_prompt_alone(method):
     assert batched.generate_until(prompts, True) == alone
 
 
-def covered(reading, pairs):
-    """The requests of a reading; each must be read exactly as it was asked."""
-    for span in reading.spans:
+def covered(sequence, pairs):
+    """The requests of a sequence; each must be run exactly as it was asked."""
+    for span in sequence.spans:
         context, continuation = pairs[span.request]
         assert span.first == len(context) - 1 and list(span.targets) == continuation
-        assert (*context, *continuation[:-1]) == reading.inputs[: span.last]
-    for branch in reading.branches:
+        assert (*context, *continuation[:-1]) == sequence.inputs[: span.last]
+    for branch in sequence.branches:
         context, continuation = pairs[branch.span.request]
         assert branch.span.first == len(context) - 1 and list(branch.span.targets) == continuation
-        trunk = reading.inputs[: branch.span.first]
+        trunk = sequence.inputs[: branch.span.first]
         assert len(trunk) == branch.span.first
         assert (*context, *continuation[:-1]) == (*trunk, *branch.inputs)
-    return [s.request for s in reading.spans] + [b.span.request for b in reading.branches]
+    return [s.request for s in sequence.spans] + [b.span.request for b in sequence.branches]
 
 
 def test_shared_texts_are_read_once():
     text = [1, 2, 3, 3, 3, 3, 3]
     pairs = [(text, [4]), (text, [5]), (text[:3], [3, 4]), ([1, 9], [2]), ([1], [2])]
     pairs += [(text, [7, 7, 7]), (text, [8, 7]), ([*text, 5, 5], [9, 9])]
-    readings = plan_readings(pairs)
-    assert sorted(reading.inputs for reading in readings) == [(*text, 5, 5, 9), (1, 9)]
-    assert sorted(i for each in readings for i in covered(each, pairs)) == list(range(8))
+    sequences = plan_sequences(pairs)
+    assert sorted(sequence.inputs for sequence in sequences) == [(*text, 5, 5, 9), (1, 9)]
+    assert sorted(i for each in sequences for i in covered(each, pairs)) == list(range(8))
 
 
 def test_any_requests_are_covered_once():
@@ -102,7 +102,7 @@ def test_any_requests_are_covered_once():
             (chance.randint(1, 7), chance.randint(1, 4)) for _ in range(chance.randint(1, 9))
         ]
         pairs = [tuple(chance.choices([1, 2], k=n) for n in pair) for pair in lengths]
-        found = [i for reading in plan_readings(pairs) for i in covered(reading, pairs)]
+        found = [i for sequence in plan_sequences(pairs) for i in covered(sequence, pairs)]
         assert sorted(found) == list(range(len(pairs)))
 
 
@@ -122,8 +122,10 @@ def test_choices_of_several_tokens_read_their_context_once(method):
 
 
 def test_batches_are_of_like_length():
-    readings = plan_readings([([i] * n, [1]) for i, n in enumerate((100, 90, 60, 49, 9, 8, 7), 2)])
-    sizes = [[len(reading) for reading in batch] for batch in like_length_batches(readings, 3)]
+    sequences = plan_sequences(
+        [([i] * n, [1]) for i, n in enumerate((100, 90, 60, 49, 9, 8, 7), 2)]
+    )
+    sizes = [[len(sequence) for sequence in batch] for batch in like_length_batches(sequences, 3)]
     assert sizes == [[100, 90, 60], [49], [9, 8, 7]]
 
 

@@ -1,4 +1,4 @@
-"""lm-eval's own command line knows the model `ahn`, and no other program pays for that."""
+"""`python -m ahn.evaluation` is lm-eval's command line, with the model `ahn` and our tasks."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 import ahn
 import standin
+from ahn.evaluation import lm_eval_command
+from ahn.evaluation.tasks import TASKS
 
 SOURCE = Path(ahn.__file__).parents[1]
-LINE = SOURCE / "_ahn_lm_eval.pth"  # as a wheel puts it beside the packages
-SITE = "import site\nsite.addsitedir({folder!r})\n"
+PROGRAM = ("-m", "ahn.evaluation")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A base, a memory, a task, and a folder of packages with the line that a wheel has."""
+    """A base, a memory and a folder with the task `toy`."""
     path = tmp_path_factory.mktemp("place")
     standin.save_base(path / "base")
     ahn.save_pretrained(standin.load("DeltaNet")[0], path / "memory")
-    (path / "site").mkdir()
-    (path / "site" / LINE.name).write_text(LINE.read_text())
-    (path / "sitecustomize.py").write_text(SITE.format(folder=str(path / "site")))
     documents = [{"q": f"def f{i}(x):\n    return" * 9} for i in range(5)]
     (path / "toy.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
     (path / "tasks").mkdir()
@@ -40,8 +39,12 @@ def place(tmp_path_factory):
 
 
 def python(place, *arguments, **environment):
-    path = os.pathsep.join((str(place), str(SOURCE)))
-    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **environment}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SOURCE),
+        "HF_HUB_OFFLINE": "1",
+        **environment,
+    }
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=place)
 
@@ -59,12 +62,8 @@ def samples(output):
     return {each["doc_id"]: each["filtered_resps"] for each in records}
 
 
-def test_lm_eval_and_accelerate_launch_know_the_model(place, tmp_path):
-    script = tmp_path / "lm_eval"  # as pip writes it
-    script.write_text(
-        "import sys\nfrom lm_eval.__main__ import cli_evaluate\nsys.exit(cli_evaluate())"
-    )
-    alone = python(place, script, *options(place, tmp_path / "alone", "compressive-max"))
+def test_alone_and_under_accelerate_launch_the_answers_are_the_same(place, tmp_path):
+    alone = python(place, *PROGRAM, *options(place, tmp_path / "alone", "compressive-max"))
     assert alone.returncode == 0, alone.stderr
     assert "|toy  |" in alone.stdout
     launch = [
@@ -77,33 +76,78 @@ def test_lm_eval_and_accelerate_launch_know_the_model(place, tmp_path):
         "1",
     ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29741"]
-    module = ["-m", "lm_eval", *options(place, tmp_path / "two", "compressive-max")]
+    module = [*PROGRAM, "run", *options(place, tmp_path / "two", "compressive-max")]
     two = python(place, *launch, *module, ACCELERATE_USE_CPU="true")
     assert two.returncode == 0, two.stderr
-    expected, found = samples(tmp_path / "alone"), samples(tmp_path / "two")
-    assert found.keys() == expected.keys() == set(range(5))
+    expected, got = samples(tmp_path / "alone"), samples(tmp_path / "two")
+    assert got.keys() == expected.keys() == set(range(5))
     for index, answers in expected.items():
-        for answer, other in zip(answers, found[index]):
+        for answer, other in zip(answers, got[index]):
             assert float(answer[0]) == pytest.approx(float(other[0]), rel=1e-5)
 
 
 def test_wrong_arguments_are_those_of_the_model(place, tmp_path):
-    failed = python(place, "-m", "lm_eval", *options(place, tmp_path, "half"))
+    failed = python(place, *PROGRAM, *options(place, tmp_path, "half"))
     assert failed.returncode and "method: expected one of ahn, full" in failed.stderr
 
 
-def test_nothing_is_imported_before_it_is_asked_for(place):
-    show = "import sys; print('_ahn_lm_eval' in sys.modules, 'ahn' in sys.modules)"
-    assert python(place, "-c", show).stdout.split() == ["False", "False"]
-    known = "from lm_eval.models import MODEL_MAPPING; print('ahn' in sys.modules)"
-    (place / "my_lm_eval").write_text(f"{show}; {known}")
-    assert python(place, "my_lm_eval").stdout.split() == ["True", "False", "False"]
-    without = python(place, "-m", "lm_eval", "--help")
-    assert without.returncode == 0 and "Traceback" not in without.stderr
+def called(monkeypatch, capsys, *words):
+    """What the command line prints in this process; lm-eval's exit code where it exits."""
+    monkeypatch.setattr("sys.argv", ["lm_eval", *map(str, words)])
+    try:
+        code = lm_eval_command.main()
+    except SystemExit as error:
+        code = error.code
+    return capsys.readouterr().out, code
 
 
-def test_the_wheel_puts_the_line_where_python_looks():
-    project = (SOURCE.parent / "pyproject.toml").read_text()
-    for name in (LINE.name, f"{LINE.stem}.py"):
-        assert f'"src/{name}" = "{name}"' in project and (SOURCE / name).is_file()
-    assert LINE.read_text().startswith("import ") and LINE.read_text().count("\n") == 1
+def original(monkeypatch, capsys, *words):
+    """The same of lm-eval's own command line."""
+    from lm_eval.__main__ import cli_evaluate
+
+    monkeypatch.setattr("sys.argv", ["lm_eval", *map(str, words)])
+    try:
+        code = cli_evaluate()
+    except SystemExit as error:
+        code = error.code
+    return capsys.readouterr().out, code
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--help",), ("run",), ("run", "--help"), ("ls", "--help")],
+    ids=str,
+)
+def test_without_tasks_it_says_what_lm_eval_says(monkeypatch, capsys, words):
+    shown = called(monkeypatch, capsys, *words)
+    assert shown == original(monkeypatch, capsys, *words)
+    assert "usage: lm-eval" in shown[0]
+
+
+def test_every_command_knows_our_tasks_and_those_of_the_user(place, monkeypatch, capsys):
+    listed, _ = called(monkeypatch, capsys, "ls", "subtasks", f"--include_path={place / 'tasks'}")
+    assert all(f"|{name} " in listed for name in ("ahn_needle", "ahn_ppl", "toy", "arc_easy"))
+    missing, code = called(monkeypatch, capsys, "validate", "--tasks", "ahn_needle,toy")
+    assert code == 1 and "Tasks not found: toy\n" in missing
+
+
+def test_folders_of_a_config_file_stay(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"include_path: {tmp_path}\ntasks: [toy]\n")
+    folders = lm_eval_command._task_folders
+    assert folders(Namespace(include_path=None, config=str(file))) == [str(TASKS), str(tmp_path)]
+    assert folders(Namespace(include_path="here", config=str(file))) == [str(TASKS), "here"]
+    assert folders(Namespace(include_path=None)) == [str(TASKS)]
+
+
+def test_importing_the_package_registers_the_model():
+    code = "import ahn.evaluation.lm\nfrom lm_eval.api.registry import get_model\n"
+    code += "print(get_model('ahn').__name__)"
+    assert python(None, "-c", code).stdout.splitlines()[-1] == "AHNLM"
+
+
+def test_python_starts_without_this_package(place):
+    show = "import sys; print(any('ahn' in name for name in sys.modules))"
+    assert python(place, "-c", show).stdout.split() == ["False"]
+    assert not list(SOURCE.glob("*.pth"))
+    assert "force-include" not in (SOURCE.parent / "pyproject.toml").read_text()

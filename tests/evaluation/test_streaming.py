@@ -18,13 +18,13 @@ import standin
 from ahn.evaluation import (
     beyond_budget,
     bits_per_byte,
+    cache_bytes,
     encode_bytes,
-    held_bytes,
     new_cache,
     stream_losses,
     token_losses,
 )
-from ahn.io.text import encode_pieces, read_pieces
+from ahn.io.text import encode_chunks, text_chunks
 from tiny_models import (
     COMMON,
     WINDOW,
@@ -52,7 +52,11 @@ def plain_losses(model, ids):
 def test_losses_are_those_of_one_forward(mode, chunk):
     model, ids = shared_model(), random_ids(LENGTH)
     with MODES[mode](model):
-        assert_close(token_losses(model, ids, chunk=chunk).double(), plain_losses(model, ids), 2e-5)
+        assert_close(
+            token_losses(model, ids, prefill_chunk_size=chunk).double(),
+            plain_losses(model, ids),
+            2e-5,
+        )
 
 
 @over_cells
@@ -74,15 +78,15 @@ def test_plain_model_and_pieces():
     whole = token_losses(model, ids)
     assert_close(whole.double(), plain_losses(model, ids), 2e-5)
     pieces = iter(ids.split([1, 50, 3, LENGTH - 54], dim=1))
-    assert_close(token_losses(model, pieces, chunk=16), whole, 2e-5)
+    assert_close(token_losses(model, pieces, prefill_chunk_size=16), whole, 2e-5)
 
 
 def test_no_more_logits_than_a_chunk_and_no_more_bytes_than_a_budget():
     model, sizes, held = shared_model(), [], []
     cache = new_cache(model)
     count = model.lm_head.register_forward_hook(lambda *call: sizes.append(call[2].shape[1]))
-    for _ in stream_losses(model, random_ids(20 * WINDOW), chunk=13, cache=cache):
-        held.append(held_bytes(cache))
+    for _ in stream_losses(model, random_ids(20 * WINDOW), prefill_chunk_size=13, cache=cache):
+        held.append(cache_bytes(cache))
     count.remove()
     assert max(sizes) == 13 and sum(sizes) == 20 * WINDOW
     assert len(set(held[1:])) == 1  # the first chunk is within the budget: no state yet
@@ -97,19 +101,19 @@ def test_a_cache_is_continued():
 
 
 @over_modes
-def test_held_bytes_by_hand(mode):
+def test_cache_bytes_by_hand(mode):
     model = shared_model()
     heads = COMMON["num_key_value_heads"] * COMMON["hidden_size"] // COMMON["num_attention_heads"]
     per_token = 2 * COMMON["num_hidden_layers"] * heads * 4
     with MODES[mode](model):
         cache = new_cache(model)
-        assert held_bytes(cache) == 0
+        assert cache_bytes(cache) == 0
         token_losses(model, random_ids(LENGTH), cache=cache)
     if mode == "full":
-        assert held_bytes(cache) == LENGTH * per_token
+        assert cache_bytes(cache) == LENGTH * per_token
     else:
         exact = (WINDOW + 4) * per_token
-        assert held_bytes(cache) == exact if mode == "window" else held_bytes(cache) > exact
+        assert cache_bytes(cache) == exact if mode == "window" else cache_bytes(cache) > exact
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_held_bytes_by_hand(mode):
 )
 def test_what_cannot_be_read_is_refused(ids, chunk, message):
     with pytest.raises(ValueError, match=message):
-        token_losses(shared_model(), ids, chunk=chunk)
+        token_losses(shared_model(), ids, prefill_chunk_size=chunk)
 
 
 def test_bits_per_byte_by_hand():
@@ -166,7 +170,7 @@ def test_beyond_the_budget_counts_from_position_budget_on():
 @pytest.mark.parametrize("size", [1, 3, 16, 10_000])
 def test_a_file_is_read_in_pieces_that_join_to_the_whole(size):
     text = "Grüße 🦉\n\nline\r\n" * 9 + "x" * 40 + "漢"
-    pieces = list(read_pieces(io.BytesIO(text.encode()), "file", size))
+    pieces = list(text_chunks(io.BytesIO(text.encode()), "file", size))
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= 2 * size
     if size == 16:
@@ -176,12 +180,12 @@ def test_a_file_is_read_in_pieces_that_join_to_the_whole(size):
 @pytest.mark.parametrize("data", [b"abc\xff", b"abc\xc3"])
 def test_a_file_that_is_not_utf8_is_refused(data):
     with pytest.raises(ValueError, match="name: expected UTF-8 text, got the byte 0x"):
-        list(read_pieces(io.BytesIO(data), "name", 2))
+        list(text_chunks(io.BytesIO(data), "name", 2))
 
 
 def test_pieces_cut_at_lines_have_the_tokens_of_the_whole():
     tokenizer, lines = standin.tokenizer(), [f"line {i};\n" for i in range(9)]
     whole = tokenizer("".join(lines), return_tensors="pt")["input_ids"]
-    assert torch.equal(torch.cat(list(encode_pieces(tokenizer, lines)), 1), whole)
+    assert torch.equal(torch.cat(list(encode_chunks(tokenizer, lines)), 1), whole)
     with pytest.raises(ValueError, match="expected some text, got none"):
-        list(encode_pieces(tokenizer, [""]))
+        list(encode_chunks(tokenizer, [""]))

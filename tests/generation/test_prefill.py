@@ -18,7 +18,7 @@ LENGTH = 90
 def test_every_chunk_gives_the_last_logits_of_one_shot(family, cell, chunk):
     model = shared_model(family, cell, dtype=torch.float64)
     ids = random_ids(LENGTH, batch=2)
-    logits, cache = prefill(model, ids, chunk=chunk)
+    logits, cache = prefill(model, ids, prefill_chunk_size=chunk)
     assert_close(logits, one_shot(model, ids)[:, -1], 1e-12)
     assert cache.get_seq_length() == LENGTH
 
@@ -32,11 +32,11 @@ def test_an_iterator_of_uneven_pieces_is_the_whole(sizes):
         lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
-        logits, cache = prefill(model, iter(ids.split(sizes, dim=1)), chunk=32)
+        logits, cache = prefill(model, iter(ids.split(sizes, dim=1)), prefill_chunk_size=32)
     finally:
         handle.remove()
     assert lengths == [32, 32, 26]
-    whole, expected = prefill(model, ids, chunk=32)
+    whole, expected = prefill(model, ids, prefill_chunk_size=32)
     assert torch.equal(logits, whole)
     assert cache.nbytes == expected.nbytes
 
@@ -54,7 +54,7 @@ def test_a_text_is_read_while_it_arrives():
             yield piece
 
     cache = ahn.AHNCache(model.config)
-    prefill(model, pieces(), cache, chunk=10)
+    prefill(model, pieces(), cache, prefill_chunk_size=10)
     assert cache.get_seq_length() == 60
 
 
@@ -66,7 +66,7 @@ def test_the_head_sees_one_token_of_a_prompt_of_any_length():
     )
     try:
         for ids in (random_ids(LENGTH, batch=2), iter(random_ids(LENGTH, batch=2).split(9, 1))):
-            prefill(model, ids, chunk=16)
+            prefill(model, ids, prefill_chunk_size=16)
     finally:
         handle.remove()
     assert shapes == [(2, 1, 64)] * 2
@@ -75,9 +75,9 @@ def test_the_head_sees_one_token_of_a_prompt_of_any_length():
 @torch.no_grad()
 def test_it_goes_on_with_a_cache_and_takes_no_gradient():
     model, ids = shared_model(dtype=torch.float64), random_ids(LENGTH)
-    _, cache = prefill(model, ids[:, :40], chunk=16)
+    _, cache = prefill(model, ids[:, :40], prefill_chunk_size=16)
     with torch.enable_grad():
-        logits, same = prefill(model, ids[:, 40:], cache, chunk=16)
+        logits, same = prefill(model, ids[:, 40:], cache, prefill_chunk_size=16)
     assert same is cache
     assert not logits.requires_grad
     assert_close(logits, one_shot(model, ids)[:, -1], 1e-12)
@@ -89,13 +89,13 @@ def test_wrong_input_is_refused():
     for nothing in (random_ids(0), iter([]), iter([random_ids(0)])):
         with pytest.raises(ValueError, match="prompt: expected at least one token, got none"):
             prefill(model, nothing)
-    with pytest.raises(ValueError, match="prefill chunk: expected at least 1 token, got 0"):
-        prefill(model, ids, chunk=0)
+    with pytest.raises(ValueError, match="prefill_chunk_size: expected at least 1 token, got 0"):
+        prefill(model, ids, prefill_chunk_size=0)
     with pytest.raises(ValueError, match=r"ids: expected \[batch, tokens\], got \[30\]"):
         prefill(model, ids[0])
     with pytest.raises(ValueError, match="expected ids of shape"):
         prefill(model, ids, attention_mask=torch.ones(1, 29))
-    with pytest.raises(ValueError, match=r"expected ids of shape .* got pieces"):
+    with pytest.raises(ValueError, match=r"expected ids of shape .* got an iterable"):
         prefill(model, iter([ids]), attention_mask=torch.ones_like(ids))
     _, cache = prefill(model, ids)
     with pytest.raises(ValueError, match="expected a new cache, got one of 30 tokens"):

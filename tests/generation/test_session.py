@@ -31,10 +31,10 @@ def test_saved_and_loaded_is_uninterrupted(family, cell, settings, length, tmp_p
     ids = random_ids(length + 30, batch=2)
     _, cache = prefill(model, ids[:, :length])
     save_session(cache, tmp_path / "session")
-    later = prefill(model, ids[:, length:], cache, chunk=1)[0]
+    later = prefill(model, ids[:, length:], cache, prefill_chunk_size=1)[0]
     resumed = load_session(tmp_path / "session", model)
     assert resumed.get_seq_length() == length
-    assert torch.equal(prefill(model, ids[:, length:], resumed, chunk=1)[0], later)
+    assert torch.equal(prefill(model, ids[:, length:], resumed, prefill_chunk_size=1)[0], later)
     assert resumed.nbytes == cache.nbytes
 
 
@@ -45,7 +45,7 @@ def test_padding_is_part_of_a_session(tmp_path):
     _, cache = prefill(model, ids, attention_mask=mask)
     save_session(cache, tmp_path / "session")
     resumed, answer = load_session(tmp_path / "session", model), random_ids(20, batch=2)
-    logits, _ = prefill(model, answer, resumed, chunk=6)
+    logits, _ = prefill(model, answer, resumed, prefill_chunk_size=6)
     for row, prompt in enumerate(rows):
         alone = one_shot(model, torch.cat([prompt, answer[row : row + 1]], 1))
         assert_close(logits[row], alone[0, -1], 1e-12)
@@ -72,7 +72,7 @@ def test_a_fork_leaves_its_parent_untouched(family, cell):
     _, parent = prefill(model, ids)
     expected = prefill(model, one, prefill(model, ids)[1])[0]
     child = parent.fork()
-    prefill(model, other, child, chunk=1)
+    prefill(model, other, child, prefill_chunk_size=1)
     assert (parent.get_seq_length(), child.get_seq_length()) == (60, 90)
     assert torch.equal(prefill(model, one, parent)[0], expected)
     assert torch.equal(prefill(model, one, prefill(model, ids)[1].fork())[0], expected)

@@ -19,7 +19,7 @@ def collected(*arguments, **options):
 def test_greedy_is_that_of_generate(family, cell):
     model, ids = shared_model(family, cell, dtype=torch.float64), random_ids(60, batch=2)
     expected = model.generate(ids, max_new_tokens=20, do_sample=False)[:, 60:]
-    assert torch.equal(collected(model, ids, max_new_tokens=20, chunk=16), expected)
+    assert torch.equal(collected(model, ids, max_new_tokens=20, prefill_chunk_size=16), expected)
     pieces = iter(ids.split(7, dim=1))
     assert torch.equal(collected(model, pieces, max_new_tokens=20), expected)
 
@@ -95,7 +95,7 @@ def test_nothing_is_computed_before_it_is_asked_for():
         ({"top_k": -1}, "top_k: expected >= 0"),
         ({"top_p": 0.0}, "top_p: expected above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p: expected above 0 and at most 1"),
-        ({"chunk": 0}, "prefill chunk: expected at least 1 token"),
+        ({"prefill_chunk_size": 0}, "prefill_chunk_size: expected at least 1 token"),
     ],
 )
 @torch.no_grad()

@@ -41,8 +41,8 @@ def test_reading_beside_and_for_the_cache_alone_is_reading_in_order(cell, monkey
     ids = random_ids(6000, batch=2).to(DEVICE)
 
     def run():
-        _, cache = prefill(model, ids[:, :3100], chunk=300)
-        return prefill(model, ids[:, 3100:], cache, chunk=300)
+        _, cache = prefill(model, ids[:, :3100], prefill_chunk_size=300)
+        return prefill(model, ids[:, 3100:], cache, prefill_chunk_size=300)
 
     logits, cache = run()
     monkeypatch.setattr(attention, "side_stream", in_order)
@@ -61,12 +61,12 @@ def test_liger_errs_no_more_than_the_family(family):
     """Against the same half-precision weights and frequencies in float64."""
     model = new_model(family, dtype=torch.bfloat16, **SETTINGS).to(DEVICE)
     ids = random_ids(2000, batch=2).to(DEVICE)
-    expected = prefill(copy.deepcopy(model).double(), ids, chunk=700)[0]
-    plain = prefill(model, ids, chunk=700)[0]
-    ours = prefill(use_liger(model), ids, chunk=700)[0]
+    expected = prefill(copy.deepcopy(model).double(), ids, prefill_chunk_size=700)[0]
+    plain = prefill(model, ids, prefill_chunk_size=700)[0]
+    ours = prefill(use_liger(model), ids, prefill_chunk_size=700)[0]
     errors = [difference(x, expected) for x in (ours, plain)]
     assert errors[0] <= 1.5 * errors[1] + 2**-8, errors
-    again = prefill(drop_liger(model), ids, chunk=700)[0]
+    again = prefill(drop_liger(model), ids, prefill_chunk_size=700)[0]
     assert difference(again, plain) <= difference(ours, plain), "rounding of Liger's stays"
 
 

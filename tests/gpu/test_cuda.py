@@ -134,7 +134,7 @@ def test_peak_memory_of_prefill_does_not_grow_with_the_text(cell):
     for length in (4096, 4096, 4 * 4096):  # the first one warms libraries up
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
-        prefill(model, random_ids(length), chunk=512)
+        prefill(model, random_ids(length), prefill_chunk_size=512)
         peaks.append(torch.cuda.max_memory_allocated() - held)
     assert peaks[2] <= 1.05 * peaks[1], peaks
 

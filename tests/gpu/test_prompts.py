@@ -55,7 +55,8 @@ def test_prefill_by_dense_blocks_errs_no_more_than_the_general_path(cell):
     for model in pair(cell, **settings):
         model.to(torch.bfloat16)
         logits = [
-            prefill(model, ids, chunk=chunk, attention_mask=mask)[0] for chunk in (700, 256, 48)
+            prefill(model, ids, prefill_chunk_size=chunk, attention_mask=mask)[0]
+            for chunk in (700, 256, 48)
         ]
         errors.append(max(difference(x, exact.logits[:, -1]) for x in logits))
     assert errors[0] <= 1.5 * errors[1] + 2**-8, errors

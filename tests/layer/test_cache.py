@@ -40,9 +40,9 @@ def test_bytes_are_those_of_the_first_tokens_for_ever(cell):
     model = shared_model("Llama", cell, window=window, num_sinks=2)
     cache = ahn.AHNCache(model.config)
     assert cache.nbytes == 0
-    ahn.generation.prefill(model, random_ids(10 * window, batch=2), cache, chunk=16)
+    ahn.generation.prefill(model, random_ids(10 * window, batch=2), cache, prefill_chunk_size=16)
     held, kept = cache.nbytes, shapes(cache)
-    ahn.generation.prefill(model, random_ids(990 * window, batch=2), cache, chunk=330)
+    ahn.generation.prefill(model, random_ids(990 * window, batch=2), cache, prefill_chunk_size=330)
     assert cache.get_seq_length() == 1000 * window
     assert (cache.nbytes, shapes(cache)) == (held, kept)
     assert held == cache.nbytes == _expected_bytes(model, cell, batch=2, slots=window + 2)

@@ -39,7 +39,7 @@ def test_the_cache_holds_the_memorys_bytes_for_any_length(pooling):
         cache = ahn.AHNCache(model.config)
         for total in (40, 4000):  # 10 and 1,000 times the window
             count = total - cache.get_seq_length()
-            prefill(model, random_ids(count), cache, chunk=500)
+            prefill(model, random_ids(count), cache, prefill_chunk_size=500)
             sizes.append(cache.nbytes)
     assert sizes[0] == sizes[1]
     with_memory = prefill(model, random_ids(40))[1]
@@ -142,9 +142,11 @@ def test_resumed_and_forked_is_unbroken(pooling, length, tmp_path):
         _, cache = prefill(model, ids[:, :length])
         save_session(cache, tmp_path / "session")
         resumed, fork = load_session(tmp_path / "session", model), cache.fork()
-        expected = prefill(model, ids[:, length:], cache, chunk=1)[0]
+        expected = prefill(model, ids[:, length:], cache, prefill_chunk_size=1)[0]
         for other in (resumed, fork):
-            assert torch.equal(prefill(model, ids[:, length:], other, chunk=1)[0], expected)
+            assert torch.equal(
+                prefill(model, ids[:, length:], other, prefill_chunk_size=1)[0], expected
+            )
         assert_close(expected, one_shot(model, ids)[:, -1], 1e-12)
     with pytest.raises(ValueError, match=f"expected a cache of .*compressive-{pooling}"):
         prefill(model, ids[:, :1], fork)

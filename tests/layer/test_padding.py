@@ -90,7 +90,9 @@ def test_prefill_then_decoding(family, cell, lengths):
     rows, ids, mask = left_padded(lengths)
     answer = random_ids(25, batch=len(rows), seed=5)
     for chunk in (7, 64):
-        logits, cache = ahn.generation.prefill(model, ids, chunk=chunk, attention_mask=mask)
+        logits, cache = ahn.generation.prefill(
+            model, ids, prefill_chunk_size=chunk, attention_mask=mask
+        )
         steps = [logits]
         for token in answer.split(1, dim=1):
             steps.append(ahn.generation.prefill(model, token, cache)[0])

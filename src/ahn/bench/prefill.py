@@ -65,7 +65,9 @@ def _profile(bench: BenchModel, method: str, chunk: int | None) -> list[dict[str
     ids = _prompt(bench, size)
     with bench.method(method):
         _, cache = prefill(bench.model, _prompt(bench, bench.settings.budget + size))
-        kernels = kernel_times(lambda: prefill(bench.model, ids, cache, chunk=size), bench.device)
+        kernels = kernel_times(
+            lambda: prefill(bench.model, ids, cache, prefill_chunk_size=size), bench.device
+        )
     place = {"method": method, "window": bench.settings.window, "chunk": size}
     return [{**place, **kernel} for kernel in kernels]
 
@@ -130,7 +132,7 @@ def _read(bench: BenchModel, method: str, ids: Tensor, chunk: int | None) -> tup
         with torch.no_grad(), sdpa_kernel(FULL_KERNELS, set_priority=True):
             bench.model(ids, past_key_values=cache, logits_to_keep=1)
     else:
-        prefill(bench.model, ids, cache, chunk=chunk)
+        prefill(bench.model, ids, cache, prefill_chunk_size=chunk)
     synchronize(bench.device)
     return time.perf_counter() - start, held_bytes(cache)
 

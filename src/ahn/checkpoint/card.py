@@ -15,37 +15,24 @@ def model_card(
     repo: str,
     training: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown that says what the memory is, what it was made for and how to load it.
+    """Markdown on what the memory is, which base it is for and how to load it.
 
     Args:
         base: what the folder records of it (`name_or_path`, `revision`, sizes).
-        parameters: number of the memory's own.
+        parameters: how many the memory has.
         training: facts to list (data, steps, losses, ...); the card says so where there are none.
     """
     name = base.get("name_or_path") or "the base model"
-    header = ["---", "library_name: ahn", "pipeline_tag: text-generation", "tags:", "- ahn"]
-    if "/" in name:
-        header += [f"base_model: {name}", "base_model_relation: adapter"]
     revision = f" at revision `{base['revision']}`" if base.get("revision") else ""
     facts = training or {"not recorded": "the memory was pushed without training facts"}
     return "\n".join(
         [
-            *header,
-            "---",
-            f"# {repo.rpartition('/')[2]}",
-            "",
+            *_header(name),
+            f"# {repo.rpartition('/')[2]}\n",
             f"A bounded memory (Artificial Hippocampus Network, arXiv 2510.07318) for `{name}`"
             f"{revision}. The base stays frozen and is not in this repository.",
             "",
-            "| | |",
-            "|---|---|",
-            f"| cell | {settings.memory} |",
-            f"| window | {settings.window} tokens |",
-            f"| sinks | {settings.num_sinks} tokens |",
-            f"| layers with full attention | {list(settings.full_attention_layers) or 'none'} |",
-            f"| own map of the query | {'yes' if settings.use_q_proj else 'no'} |",
-            f"| position router | {'yes' if settings.use_router else 'no'} |",
-            f"| parameters of the memory | {parameters:,} |",
+            *_settings_table(settings, parameters),
             "",
             "## Training",
             "",
@@ -61,3 +48,25 @@ def model_card(
             "",
         ]
     )
+
+
+def _header(base_name: str) -> list[str]:
+    """The YAML that the hub reads."""
+    lines = ["---", "library_name: ahn", "pipeline_tag: text-generation", "tags:", "- ahn"]
+    if "/" in base_name:
+        lines += [f"base_model: {base_name}", "base_model_relation: adapter"]
+    return [*lines, "---"]
+
+
+def _settings_table(settings: AHNConfig, parameters: int) -> list[str]:
+    return [
+        "| | |",
+        "|---|---|",
+        f"| cell | {settings.memory} |",
+        f"| window | {settings.window} tokens |",
+        f"| sinks | {settings.num_sinks} tokens |",
+        f"| layers with full attention | {list(settings.full_attention_layers) or 'none'} |",
+        f"| own map of the query | {'yes' if settings.use_q_proj else 'no'} |",
+        f"| position router | {'yes' if settings.use_router else 'no'} |",
+        f"| parameters of the memory | {parameters:,} |",
+    ]

@@ -1,4 +1,4 @@
-"""Memories on the Hugging Face hub: fetched with resume, pushed with a card."""
+"""Memories on the Hugging Face hub: downloads that resume, uploads with a card."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def memory_folder(
     Args:
         options: of `from_pretrained`; those in `HUB_OPTIONS` are used.
 
-    Raises ValueError where neither is to be had.
+    Raises ValueError where there is neither.
     """
     if not Path(name).is_dir() and os.fspath(name).count("/") != 1:  # as every memory's name has
         raise ValueError(
@@ -43,7 +43,7 @@ def fetched(
     patterns: list[str],
     what: str,
 ) -> Path:
-    """A folder as it is, or those files of a repository on the hub; interrupted downloads go on."""
+    """A folder as it is, or the local copy of a hub repository's files that match `patterns`."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 

@@ -1,4 +1,4 @@
-"""A memory on disk, in our layout or the released one; written whole, read strictly."""
+"""A memory on disk, in our layout or the released one; saved atomically, loaded strictly."""
 
 from __future__ import annotations
 
@@ -18,27 +18,25 @@ from ahn.checkpoint.names import (
     BASE_WEIGHTS,
     CONFIG_FILE,
     FORMATS,
-    MARK,
     WEIGHTS_FILE,
-    from_legacy,
-    to_legacy,
 )
+from ahn.checkpoint.settings import read_settings, to_legacy
 from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import attached_state
-from ahn.io.checksum import has_checksum, read_json, write_tensors
+from ahn.io.checksum import has_checksum, write_tensors
 from ahn.io.files import write_json
-from ahn.modeling.saving import PREFIX, is_memory
+from ahn.io.keys import PREFIX, is_memory
 
 
 @dataclass(frozen=True)
 class StoredMemory:
-    """What a memory's folder holds.
+    """The content of a memory's folder.
 
     Attributes:
         settings: cell, window, sinks, ...
         state: tensors by their released names, on the CPU.
-        base: what is recorded of the base: its name, revision and the values of `BASE_FACTS`.
+        base: the recorded name and revision of the base, and the values of `BASE_FACTS`.
         layout: `ahn` or `released`.
     """
 
@@ -112,21 +110,6 @@ def read_memory(
     return StoredMemory(settings.with_budget(window, num_sinks), weights.memory(), base, layout)
 
 
-def read_settings(folder: Path) -> tuple[AHNConfig, dict[str, Any], str]:
-    """Settings, what is recorded of the base, and the layout of a memory's folder."""
-    if not (folder / CONFIG_FILE).is_file() and (folder / BASE_CONFIG).is_file():
-        values = read_json(folder / BASE_CONFIG)
-        if MARK not in values:
-            raise ValueError(f"{folder}: expected a memory ({MARK} in {BASE_CONFIG}), got none")
-        facts = {name: values.get(name) for name in ("_name_or_path", *BASE_FACTS)}
-        return from_legacy(values), facts, "released"
-    values = read_json(folder / CONFIG_FILE)
-    for name in ("ahn_config", "base"):
-        if not isinstance(values.get(name), dict):
-            raise ValueError(f"{folder / CONFIG_FILE}: expected the key {name}, got {list(values)}")
-    return AHNConfig.from_dict(values["ahn_config"]), values["base"], "ahn"
-
-
 def files_of(layout: str) -> tuple[str, str]:
     """Names of a layout's config and weights."""
     return (CONFIG_FILE, WEIGHTS_FILE) if layout == "ahn" else (BASE_CONFIG, BASE_WEIGHTS)
@@ -143,24 +126,28 @@ def memory_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_memory_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Copy a memory's tensors into an attached model; raises as `check_keys`, before any copy."""
-    own = {name: tensor for name, tensor in model.state_dict().items() if is_memory(name)}
-    check_keys(own, state)
+    """Copy a memory's tensors into an attached model; raises as `check_keys` before any copy."""
+    target = {name: tensor for name, tensor in model.state_dict().items() if is_memory(name)}
+    check_keys(target, state)
     for name, tensor in state.items():
-        own[name].copy_(tensor)
+        target[name].copy_(tensor)
 
 
-def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for a missing, unknown or misshapen tensor, named."""
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+def check_keys(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError that names a missing, unknown or misshapen tensor."""
+    missing, unknown = (
+        sorted(expected.keys() - state.keys()),
+        sorted(state.keys() - expected.keys()),
+    )
     if missing or unknown:
         raise ValueError(
             f"memory: expected the keys of its cell and base, missing {missing[:3]}, "
             f"unknown {unknown[:3]}"
         )
     for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(f"{name}: expected {list(own[name].shape)}, got {list(tensor.shape)}")
+        shape = expected[name].shape
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
 
 
 def base_facts(config: PreTrainedConfig) -> dict[str, Any]:
@@ -171,7 +158,7 @@ def base_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def base_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """What our layout records of the base: a name on the hub in full, of a folder the last part."""
+    """What our layout records of the base; of a local folder only the last part of its name."""
     name = config._name_or_path or None
     local = name is not None and Path(name).exists()
     return {

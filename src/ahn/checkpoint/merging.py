@@ -1,4 +1,4 @@
-"""Base and memory as one folder; files are copied in blocks, never held."""
+"""Base and memory merged into one folder; weights are copied block by block."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ahn.checkpoint.hub import BASE_FILES, fetched, memory_folder
-from ahn.checkpoint.memory import StoredMemory, check_keys, files_of, read_memory, read_settings
-from ahn.checkpoint.names import (
-    BASE_CONFIG,
-    RELEASED_CONFIG,
-    embedded_folders,
-)
+from ahn.checkpoint.memory import StoredMemory, check_keys, files_of, read_memory
+from ahn.checkpoint.named_models import Name, resolve
+from ahn.checkpoint.names import BASE_CONFIG, RELEASED_CONFIG
+from ahn.checkpoint.settings import read_settings
 from ahn.checkpoint.weights import PICKLES, Weights
 from ahn.io.checksum import BLOCK, CHECKSUM, INDEX, cached_sum, expect_sum, tensor_bytes
 from ahn.io.files import folder_written_whole, write_json
+from ahn.io.keys import is_memory
 from ahn.modeling import attach
-from ahn.modeling.saving import is_memory, write_remote_code
+from ahn.modeling.saving import write_remote_code
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 NOT_COPIED = (*PICKLES, ".safetensors", ".h5", ".msgpack", ".gguf", ".onnx")
@@ -51,8 +50,8 @@ class _Merge:
 
 
 def merge(
-    base: str | os.PathLike[str],
-    memory: str | os.PathLike[str],
+    base: Name,
+    memory: Name,
     out: str | os.PathLike[str],
     *,
     window: int | None = None,
@@ -62,28 +61,27 @@ def merge(
     memory_revision: str | None = None,
     token: str | None = None,
 ) -> None:
-    """Write one folder with base and memory, that `AutoModelForCausalLM` loads.
+    """Write one folder with base and memory that `AutoModelForCausalLM` loads.
 
-    It does so after `import ahn`, and without it through `trust_remote_code=True`. Tokenizer,
-    generation config and chat template come along.
+    It loads after `import ahn`, and without it by `trust_remote_code=True`. Tokenizer, generation
+    config and chat template are copied too.
 
     Args:
-        base: folder or hub name of the base, in safetensors; or `embedded`.
-        memory: folder or hub name of the memory; of the embedded base also the cell of a shipped
-            one.
-        out: a new or empty folder; it appears when it is complete.
+        base: folder or hub name of the base, in safetensors; or one of `NAMED_MODELS`.
+        memory: folder or hub name of the memory; for a named base also the cell of one of its own.
+        out: a new or empty folder, which appears when it is complete.
         window, num_sinks: win over the memory's own.
-        progress: told of every block copied.
+        progress: called after every block.
         revision, memory_revision: branch, tag or commit of either on the hub.
         token: of the hub, where either is private.
 
     Raises:
-        ValueError: the two do not go together, or a file of theirs is not what it should be.
+        ValueError: the memory was made for another base, or a file is missing or damaged.
         OSError: the disk is full or cannot be written.
     """
-    base, memory = embedded_folders(base, memory)
+    base, memory = resolve(base, memory)
     options = {} if token is None else {"token": token}
-    with folder_written_whole(out) as target:  # a place that will not do is said before a download
+    with folder_written_whole(out) as target:  # a wrong `out` is refused before a download
         base_folder = fetched(base, revision, options, BASE_FILES, "base")
         folder = memory_folder(memory, memory_revision, options)
         parts = _checked(base_folder, folder, window, num_sinks)
@@ -93,7 +91,7 @@ def merge(
 
 
 def _checked(base: Path, memory: Path, window: int | None, num_sinks: int | None) -> _Merge:
-    """Read both sides and make sure, without the base's weights, that they are one model."""
+    """Check that base and memory make one model, without loading the base's weights."""
     config = AutoConfig.from_pretrained(base)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{base}: expected a base that is not quantised, got quantization_config")
@@ -105,15 +103,18 @@ def _checked(base: Path, memory: Path, window: int | None, num_sinks: int | None
         model = AutoModelForCausalLM.from_config(config)
     _check_base_keys(model, weights)
     attach(model, stored.settings)
-    own = {key: tensor for key, tensor in model.state_dict().items() if is_memory(key)}
-    check_keys(own, stored.state)
+    expected = {key: tensor for key, tensor in model.state_dict().items() if is_memory(key)}
+    check_keys(expected, stored.state)
     return _Merge(weights, Weights.of(memory), stored, model.config)
 
 
 def _check_base_keys(model: PreTrainedModel, weights: Weights) -> None:
-    own = model.state_dict()
+    expected = model.state_dict()
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    unknown, missing = sorted(weights.files.keys() - own), sorted(own.keys() - weights.files - tied)
+    unknown, missing = (
+        sorted(weights.files.keys() - expected),
+        sorted(expected.keys() - weights.files - tied),
+    )
     if missing or unknown:
         raise ValueError(
             f"{weights.folder}: expected the keys of {type(model).__name__}, missing "
@@ -160,7 +161,7 @@ def _write_configs(parts: _Merge, memory: Path, target: Path) -> None:
     values = config.to_dict()
     write_json(target / BASE_CONFIG, values)
     write_remote_code(target, values["model_type"])
-    own = files_of(parts.stored.layout)[0]
-    name = RELEASED_CONFIG if own == BASE_CONFIG else own
+    config_name = files_of(parts.stored.layout)[0]
+    name = RELEASED_CONFIG if config_name == BASE_CONFIG else config_name
     if read_settings(memory)[0] == settings:
-        shutil.copyfile(memory / own, target / name)
+        shutil.copyfile(memory / config_name, target / name)

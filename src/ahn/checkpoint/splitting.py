@@ -1,4 +1,4 @@
-"""The memory of a merged folder, as a folder of its own again."""
+"""Take the memory out of a merged folder again."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ahn.checkpoint.memory import files_of, read_settings, write_memory
+from ahn.checkpoint.memory import files_of, write_memory
 from ahn.checkpoint.names import (
     BASE_CONFIG,
     CONFIG_FILE,
     FORMATS,
     MARK,
     RELEASED_CONFIG,
-    from_legacy,
 )
+from ahn.checkpoint.settings import from_legacy, read_settings
 from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
 from ahn.io.checksum import read_json
 from ahn.io.files import folder_written_whole
+from ahn.io.keys import PREFIX, is_memory
 from ahn.modeling import register_family
-from ahn.modeling.saving import PREFIX, is_memory
 
 
 def split(
     merged: str | os.PathLike[str], out: str | os.PathLike[str], *, format: str | None = None
 ) -> None:
-    """Write the memory of a merged folder as a folder of its own: what `merge` was given.
+    """Write the memory of a merged folder to a separate folder: the one that `merge` was given.
 
     Args:
         merged: a folder of `merge`, of an attached model's `save_pretrained`, or merged by the
             original code.
-        out: a new or empty folder; it appears when it is complete.
+        out: a new or empty folder, which appears when it is complete.
         format: `ahn` or `released`; None takes the layout that was merged, else ours.
 
     Raises ValueError where the folder holds no memory, or is damaged.
@@ -45,14 +45,14 @@ def split(
     settings, config = _merged_settings(source)
     weights = Weights.of(source)
     state = weights.memory()
-    kept = _kept_config(source, settings)
-    layout = format or (kept[0] if kept else "ahn")
+    original = _original_config(source, settings)
+    layout = format or (original[0] if original else "ahn")
     names = {weights.files[key] for key in state}
-    whole = len(names) == 1 and all(map(is_memory, weights.keys_of(next(iter(names)))))
+    in_one_file = len(names) == 1 and all(map(is_memory, weights.keys_of(next(iter(names)))))
     with folder_written_whole(out) as target:
-        if kept and whole and kept[0] == layout:
+        if original and in_one_file and original[0] == layout:
             config_name, weights_name = files_of(layout)
-            shutil.copyfile(kept[1], target / config_name)
+            shutil.copyfile(original[1], target / config_name)
             shutil.copyfile(source / next(iter(names)), target / weights_name)
         else:
             write_memory(target, state, config, settings, layout)
@@ -70,11 +70,11 @@ def _merged_settings(folder: Path) -> tuple[AHNConfig, Any]:
     raise ValueError(f"{folder}: expected a base merged with a memory, got one without")
 
 
-def _kept_config(folder: Path, settings: AHNConfig) -> tuple[str, Path] | None:
+def _original_config(folder: Path, settings: AHNConfig) -> tuple[str, Path] | None:
     """Layout and config of the memory that was merged, where the settings are still the same."""
-    own, released = folder / CONFIG_FILE, folder / RELEASED_CONFIG
-    if own.is_file() and AHNConfig.from_dict(read_json(own).get("ahn_config", {})) == settings:
-        return "ahn", own
+    ours, released = folder / CONFIG_FILE, folder / RELEASED_CONFIG
+    if ours.is_file() and AHNConfig.from_dict(read_json(ours).get("ahn_config", {})) == settings:
+        return "ahn", ours
     if released.is_file() and from_legacy(read_json(released)) == settings:
         return "released", released
     return None

@@ -1,23 +1,26 @@
-"""Strict reading of safetensors folders, tensor by tensor."""
+"""Strict loading of safetensors folders, tensor by tensor."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ahn.checkpoint.names import BASE_WEIGHTS, WEIGHTS_FILE
-from ahn.io.checksum import check_files, indexed, keys_of, opened, uses_index
-from ahn.modeling.saving import is_memory
+from ahn.io.checksum import check_files, indexed, keys_of, opened, opened_header, uses_index
+from ahn.io.keys import is_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a folder: which file holds each; nothing is read until asked for."""
+    """Which file of a folder holds each tensor; a tensor is loaded when it is asked for."""
 
     folder: Path
     files: Mapping[str, str]  # of each key
@@ -34,8 +37,8 @@ class Weights:
         for name in (WEIGHTS_FILE, BASE_WEIGHTS):
             if (folder / name).is_file():
                 return cls(folder, dict.fromkeys(keys_of(folder / name), name))
-        found = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        got = f"the pickle {found[0]}, which can run code" if found else "a folder without them"
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        got = f"the pickle {pickles[0]}, which can run code" if pickles else "a folder without them"
         raise ValueError(f"{folder}: expected {WEIGHTS_FILE} or {BASE_WEIGHTS}, got {got}")
 
     @property
@@ -47,12 +50,12 @@ class Weights:
         """The tensors of one file."""
         return [key for key, file in self.files.items() if file == name]
 
-    def read(self, key: str) -> Tensor:
+    def load(self, key: str) -> Tensor:
         """One tensor, on the CPU."""
         with opened(self.folder / self.files[key]) as file:
             return file.get_tensor(key)
 
-    def read_all(self, keys: Iterable[str]) -> dict[str, Tensor]:
+    def load_all(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Several tensors, sorted by name."""
         wanted = set(keys)
         state: dict[str, Tensor] = {}
@@ -62,26 +65,37 @@ class Weights:
         return dict(sorted(state.items()))
 
     def shapes_and_dtypes(self) -> dict[str, tuple[list[int], str]]:
-        """Shape and dtype (`F32`, `BF16`, ...) of every tensor; none is read."""
-        found = {}
+        """Shape and dtype (`F32`, `BF16`, ...) of every tensor, from the files' headers."""
+        described = {}
         for name in self.names:
-            with opened(self.folder / name) as file:
+            with opened_header(self.folder / name) as file:
                 for key in self.keys_of(name):
-                    part = file.get_slice(key)
-                    found[key] = part.get_shape(), part.get_dtype()
-        return found
+                    tensor = file.get_slice(key)
+                    described[key] = tensor.get_shape(), tensor.get_dtype()
+        return described
 
     def memory(self) -> dict[str, Tensor]:
-        """The memory's tensors, checked: the checksum where there is one, finite floats else.
+        """The memory's tensors on the CPU, once they are known to be sound.
 
-        Raises ValueError naming the file or the key.
+        Raises ValueError that names a file with another checksum than its recorded one, or a tensor
+        that is not of finite floats.
         """
         keys = [key for key in self.files if is_memory(key)]
         check_files(self.folder, {self.files[key] for key in keys})
-        state = self.read_all(keys)
+        state = self.load_all(keys)
         for key, tensor in state.items():
             if not tensor.is_floating_point() or tensor.element_size() < 2:
                 raise ValueError(f"{key}: expected 16 to 64 bit floats, got {tensor.dtype}")
             if not tensor.isfinite().all():
                 raise ValueError(f"{key}: expected finite numbers, got others in {self.folder}")
         return state
+
+
+def existing_folder(path: str | os.PathLike[str]) -> Path:
+    """The path of a folder; ValueError where there is none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: expected a folder, got {'a file' if folder.exists() else 'none'}"
+        )
+    return folder

@@ -1,4 +1,4 @@
-"""`ahn generate`: load what was asked for, read the prompt in pieces, print the answer."""
+"""`ahn generate`: load the model that was asked for and print its answer to a prompt."""
 
 from __future__ import annotations
 
@@ -9,25 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TextStreamer,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from ahn import embedded, generation
-from ahn.checkpoint import from_pretrained, has_memory
+from ahn import generation
+from ahn.checkpoint import from_pretrained, has_memory, load_tokenizer
+from ahn.checkpoint.named_models import default_memory, evaluation_dtype
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import attached_state
 from ahn.hf.liger import use_liger
-from ahn.io.text import encode_pieces
-from ahn.modeling import attach, disabled, memory_off
+from ahn.io.text import encode_chunks
+from ahn.modeling import disabled, memory_off
 from ahn.modeling.attached import AHNModelMixin
 
 NO_MEMORY = "none"  # the word for --memory that leaves a model without
-DEFAULT_MEMORY = "GatedDeltaNet"  # of the embedded model
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -45,9 +39,8 @@ class ModelChoice:
 
     @property
     def memory_name(self) -> str | None:
-        """Folder or cell of the memory; None for a model without."""
-        default = DEFAULT_MEMORY if self.model == embedded.NAME else NO_MEMORY
-        name = default if self.memory is None else self.memory
+        """The memory to attach: the one asked for, else that of a named model, else None."""
+        name = default_memory(self.model) if self.memory is None else self.memory
         return None if name == NO_MEMORY else name
 
 
@@ -76,39 +69,44 @@ def load(choice: ModelChoice) -> Loaded:
 
     Raises ValueError where there is no such model or memory, or settings do not go together.
     """
-    loaded = _load(choice)
-    if choice.liger:
-        use_liger(loaded.model)
-    return loaded
-
-
-def _load(choice: ModelChoice) -> Loaded:
-    device, limits = _device(choice.device), (choice.window, choice.num_sinks)
-    load_one = _load_embedded if choice.model == embedded.NAME else _load_other
-    if choice.memory_name is not None:
-        model, tokenizer = load_one(choice, *limits)
-        return Loaded(model.to(device).eval(), tokenizer, nullcontext())  # type: ignore[arg-type]
-    if choice.model != embedded.NAME and _is_merged(choice):
-        return _load_merged(choice, device)
-    if choice.window is None and choice.num_sinks is not None:
+    device, dtype = _device(choice.device), _dtype(choice)
+    is_plain = choice.memory_name is None and not _is_merged(choice.model)
+    if is_plain and choice.window is None and choice.num_sinks is not None:
         raise ValueError("--num-sinks: expected --window or --memory to go with it, got neither")
-    model, tokenizer = load_one(choice, None, None)
-    model = model.to(device).eval()  # type: ignore[arg-type]
-    if choice.window is None:
-        return Loaded(model, tokenizer, nullcontext())
-    sinks = AHNConfig.num_sinks if choice.num_sinks is None else choice.num_sinks
-    attach(model, AHNConfig(window=choice.window, num_sinks=sinks))
-    return Loaded(model, tokenizer, memory_off(model))
+    with _named(choice.model):
+        tokenizer = load_tokenizer(choice.model)
+        model = from_pretrained(
+            choice.model,
+            choice.memory_name,
+            window=choice.window,
+            num_sinks=choice.num_sinks,
+            new_memory=AHNConfig() if is_plain and choice.window is not None else None,
+            dtype=dtype,
+        )
+    model = model.to(device)  # type: ignore[arg-type]
+    if choice.liger:
+        use_liger(model)
+    leaves_memory_out = is_plain or choice.memory == NO_MEMORY
+    return Loaded(model, tokenizer, _context(model, leaves_memory_out, choice.window))
+
+
+def _context(
+    model: PreTrainedModel, leaves_memory_out: bool, window: int | None
+) -> AbstractContextManager[Any]:
+    """Where a model answers with its memory, its window alone, or full attention."""
+    if not leaves_memory_out or not isinstance(model, AHNModelMixin):
+        return nullcontext()
+    return disabled(model) if window is None else memory_off(model)
 
 
 def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
-    """Print the answer to a prompt, given in pieces, word by word to stdout.
+    """Print the answer to a prompt, given in chunks of text, word by word to stdout.
 
     With a window, memory use does not depend on the prompt's length.
 
     Raises ValueError where the prompt is empty or an option is out of range.
     """
-    ids = encode_pieces(loaded.tokenizer, texts)
+    ids = encode_chunks(loaded.tokenizer, texts)
     with loaded.context:
         if (
             not isinstance(loaded.model, AHNModelMixin)
@@ -121,7 +119,7 @@ def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
             loaded.model,
             ids,
             max_new_tokens=options.max_new_tokens,
-            chunk=options.prefill_chunk_size,
+            prefill_chunk_size=options.prefill_chunk_size,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
@@ -132,7 +130,7 @@ def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
 
 
 def _answer_with_full_attention(loaded: Loaded, ids: torch.Tensor, options: Answering) -> None:
-    """The base model's own generation, with its growing cache."""
+    """transformers' `generate`, with a cache that grows."""
     model: Any = loaded.model
     sampling: dict[str, Any] = {"do_sample": False}
     if options.temperature:
@@ -154,55 +152,20 @@ def _answer_with_full_attention(loaded: Loaded, ids: torch.Tensor, options: Answ
     )
 
 
-def _load_embedded(
-    choice: ModelChoice, window: int | None, num_sinks: int | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if choice.dtype not in ("auto", "float32"):
-        raise ValueError(f"--dtype: expected float32 for the embedded model, got {choice.dtype!r}")
-    name = choice.memory_name
-    if name is not None and Path(name).is_dir():
-        _, tokenizer = embedded.load()
-        model = from_pretrained(
-            embedded.BASE, name, window=window, num_sinks=num_sinks, dtype=torch.float32
-        )
-        return model, tokenizer
-    return embedded.load(name, window=window, num_sinks=num_sinks)
-
-
-def _load_merged(choice: ModelChoice, device: torch.device) -> Loaded:
-    """A model that brings its memory; the word none leaves it off."""
-    model, tokenizer = _load_other(choice, choice.window, choice.num_sinks)
-    model = model.to(device).eval()  # type: ignore[arg-type]
-    if choice.memory is None:
-        return Loaded(model, tokenizer, nullcontext())
-    without = disabled if choice.window is None else memory_off
-    return Loaded(model, tokenizer, without(model))
-
-
-def _is_merged(choice: ModelChoice) -> bool:
-    """Whether the model brings a memory with it; raises ValueError where there is no such model."""
-    folder = Path(choice.model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"--model: expected a folder with config.json, got {choice.model!r}")
-    with _named(choice.model):
-        return has_memory(choice.model)
-
-
-def _load_other(
-    choice: ModelChoice, window: int | None, num_sinks: int | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _dtype(choice: ModelChoice) -> str:
+    """The dtype to load in; ValueError where the model is not used in the one asked for."""
     if choice.dtype not in DTYPES:
         raise ValueError(f"--dtype: expected one of {', '.join(DTYPES)}, got {choice.dtype!r}")
-    with _named(choice.model):
-        tokenizer = AutoTokenizer.from_pretrained(choice.model)
-        model = from_pretrained(
-            choice.model,
-            choice.memory_name,
-            window=window,
-            num_sinks=num_sinks,
-            dtype=choice.dtype,
-        )
-    return model, tokenizer
+    return evaluation_dtype(choice.model, choice.dtype)
+
+
+def _is_merged(model: str) -> bool:
+    """Whether the model brings a memory with it; raises ValueError where there is no such model."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"--model: expected a folder with config.json, got {model!r}")
+    with _named(model):
+        return has_memory(model)
 
 
 @contextmanager

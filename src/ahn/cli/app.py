@@ -19,6 +19,13 @@ from ahn.cli.errors import INTERRUPTED, OneLineErrors
 # Spellings of the original code, read at the command line and nowhere else.
 LEGACY = {"sliding-window": "window", "num-attn-sinks": "num-sinks"}
 
+# Read by transformers and huggingface_hub when a command imports them.
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
 app = typer.Typer(
     name="ahn",
     cls=OneLineErrors,
@@ -47,7 +54,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _quiet(
+def _before_every_command(
     version: Annotated[
         bool,
         typer.Option(
@@ -56,12 +63,8 @@ def _quiet(
     ] = False,
 ) -> None:
     """A bounded memory for long context, for any Hugging Face decoder."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_logging.set_verbosity_error()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
 
 
@@ -114,9 +117,9 @@ def generate(
 ) -> None:
     """Continue a prompt from exactly one of --prompt, --file and - (standard input).
 
-    A prompt read from a file or standard input is cut at line ends into pieces of 64 KiB that are
-    tokenised one by one, so that memory use does not depend on its length; tokens at those cuts
-    can differ from those of the whole text.
+    A prompt from a file or standard input is cut at line ends into chunks of 64 KiB, and each
+    chunk is tokenised by itself: memory use does not depend on the prompt's length, but tokens at
+    those cuts can differ from those of the uncut text.
     """
     import torch
 
@@ -140,8 +143,8 @@ app.command(context_settings=train.SETTINGS)(train.train)
 
 @contextmanager
 def _prompt(source: str | None, prompt: str | None, file: Path | None) -> Iterator[Iterator[str]]:
-    """The prompt in pieces, from the one place it was given in."""
-    from ahn.io.text import read_pieces
+    """The prompt in chunks of text, from the one place it was given in."""
+    from ahn.io.text import text_chunks
 
     if source not in (None, "-"):
         raise ValueError(f"command line: expected - for standard input, got {source!r}")
@@ -152,9 +155,9 @@ def _prompt(source: str | None, prompt: str | None, file: Path | None) -> Iterat
         yield iter([prompt])
     elif file is not None:
         with file.open("rb") as opened:
-            yield read_pieces(opened, str(file))
+            yield text_chunks(opened, str(file))
     else:
-        yield read_pieces(sys.stdin.buffer, "standard input")
+        yield text_chunks(sys.stdin.buffer, "standard input")
 
 
 def _check_target(path: Path) -> None:

@@ -19,9 +19,12 @@ from ahn.cli import options
 if TYPE_CHECKING:
     from ahn.checkpoint.merging import Progress
 
-Base = Annotated[str, Argument(help="Folder or hub name of a base, or the word embedded.")]
+Base = Annotated[str, Argument(help=f"Folder or hub name of a base, or {options.NAMES}.")]
 AMemory = Annotated[
-    str, Argument(help="Folder or hub name of a memory; of the embedded base also its cell.")
+    str,
+    Argument(
+        help=f"Folder or hub name of a memory; for {options.NAMES} also the cell of one of its own."
+    ),
 ]
 Out = Annotated[Path, Argument(help="A new or empty folder.")]
 Merged = Annotated[Path, Argument(help="Folder with base and memory.")]
@@ -30,7 +33,7 @@ Format = Annotated[
     str | None, Option(help="ahn or released; left out, the layout that was merged.")
 ]
 Verify = Annotated[bool, Option("--verify", help="Also read every file that has a checksum.")]
-# What `generate` says of them is of a model that runs; here they are written down.
+# `generate` describes both options for a model that runs; here they become the folder's settings.
 MergedWindow = Annotated[
     int | None,
     options.at_least(
@@ -77,53 +80,53 @@ def inspect(path: Folder, verify: Verify = False) -> None:
     """Say what a folder holds; the last line of the output is one JSON object."""
     from ahn import checkpoint
 
-    found = checkpoint.inspect(path, verify=verify)
+    facts = checkpoint.inspect(path, verify=verify)
     table = Table(show_header=False)
-    for name, value in _lines(found):
+    for name, value in _lines(facts):
         table.add_row(name, value)
     Console().print(table, markup=False)
-    print(json.dumps(found))
+    print(json.dumps(facts))
 
 
 def diff(left: Folder, right: Folder, top: Top = 20) -> None:
     """Compare two folders tensor by tensor; ends with 1 where they differ."""
     from ahn import checkpoint
 
-    found = checkpoint.diff(left, right)
-    for where, keys in ((left, found.only_left), (right, found.only_right)):
+    difference = checkpoint.diff(left, right)
+    for where, keys in ((left, difference.only_left), (right, difference.only_right)):
         for key in keys[:top]:
             print(f"only in {where}: {key}")
         if len(keys) > top:
             print(f"only in {where}: {len(keys) - top} more")
     table = Table("tensor", str(left), str(right), "largest difference")
-    for each in found.differing[:top]:
+    for each in difference.differing[:top]:
         distance = "other shape" if each.distance is None else f"{each.distance:.3g}"
         table.add_row(each.key, each.left, each.right, distance)
-    if found.differing:
+    if difference.differing:
         Console().print(table)
-    print(f"{found.equal} tensors are equal, {len(found.differing)} differ.")
-    print(json.dumps(asdict(found)))
-    if found:
+    print(f"{difference.equal} tensors are equal, {len(difference.differing)} differ.")
+    print(json.dumps(asdict(difference)))
+    if difference:
         raise typer.Exit(1)
 
 
 COMMANDS = (merge, split, inspect, diff)
 
 
-def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What `inspect` found, for people."""
-    yield "kind", found["kind"]
+def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The facts of `inspect`, for people."""
+    yield "kind", facts["kind"]
     for group in ("settings", "base"):
-        for name, value in (found[group] or {}).items():
+        for name, value in (facts[group] or {}).items():
             yield f"{group}: {name}", str(value)
-    layers = found["layers"]
+    layers = facts["layers"]
     yield "layers with a memory", f"{len(layers)}: {layers}" if layers else "none"
-    for part, count in found["parameters"].items():
+    for part, count in facts["parameters"].items():
         yield f"parameters: {part}", f"{count:,}"
-    yield "parameters of the memory", f"{found['memory_parameters']:,}"
-    yield "dtypes", ", ".join(found["dtypes"])
-    yield "files", ", ".join(found["files"])
-    yield "bytes", f"{found['bytes']:,}"
+    yield "parameters of the memory", f"{facts['memory_parameters']:,}"
+    yield "dtypes", ", ".join(facts["dtypes"])
+    yield "files", ", ".join(facts["files"])
+    yield "bytes", f"{facts['bytes']:,}"
 
 
 @contextmanager

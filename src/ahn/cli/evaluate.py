@@ -24,7 +24,10 @@ Tasks = Annotated[
 Output = Annotated[Path, Option(help="Folder of the runs; one of the same command goes on.")]
 Memories = Annotated[
     list[str] | None,
-    Option(help="Folder or hub name of a memory, or a cell of the embedded model; repeatable."),
+    Option(
+        help=f"Folder or hub name of a memory; for {options.NAMES} also the cell of one of its "
+        "own; repeatable."
+    ),
 ]
 Methods = Annotated[
     str,
@@ -35,7 +38,7 @@ Methods = Annotated[
     ),
 ]
 BatchSize = Annotated[int, options.at_least(1, "Samples a batch.")]
-ChunkSize = Annotated[int, options.at_least(1, "Tokens of a text read at a time.")]
+ChunkSize = Annotated[int, options.at_least(1, "Tokens of a text in one forward.")]
 MaxLength = Annotated[
     int | None,
     options.at_least(1, "Tokens; longer samples are skipped, counted and reported."),
@@ -92,7 +95,7 @@ def evaluate(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
 ) -> None:
-    """Run benchmarks on a model with every method; kill it and start again, nothing is lost.
+    """Run benchmarks on a model with every method; a killed run goes on where it stopped.
 
     Each run gets a folder below --output with settings, versions, seeds, samples and scores.
     Over several devices: accelerate launch -m ahn eval ... .
@@ -100,31 +103,19 @@ def evaluate(
     _prepare()
     from ahn.evaluation.runs import Grid, Suite, evaluate_grid
 
-    suite = Suite(
-        names=tuple(tasks),
-        lengths=lengths,
-        depths=depths,
-        samples=samples,
-        texts=None if not text else tuple(text),
-        data=data,
-        seed=seed,
+    texts = None if not text else tuple(text)
+    suite = Suite(tuple(tasks), lengths, depths, samples, texts, data, seed)
+    settings = {
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "prefill_chunk_size": prefill_chunk_size,
+        "dtype": dtype,
+        "device": device,
+    }
+    memories, names = tuple(memory or ()), tuple(methods.split(","))
+    evaluate_grid(
+        Grid(model, memories, names, window, num_sinks, settings, chat_template), suite, output
     )
-    grid = Grid(
-        model=model,
-        memories=tuple(memory or ()),
-        methods=tuple(methods.split(",")),
-        window=window,
-        num_sinks=num_sinks,
-        options={
-            "batch_size": batch_size,
-            "max_length": max_length,
-            "prefill_chunk_size": prefill_chunk_size,
-            "dtype": dtype,
-            "device": device,
-        },
-        chat_template=chat_template,
-    )
-    evaluate_grid(grid, suite, output)
 
 
 def report(
@@ -134,8 +125,9 @@ def report(
     """Compare finished runs with each other and with the paper: Markdown, JSON, PNG and SVG."""
     from ahn.evaluation.report import write_report
 
-    found = write_report(folders, output)
-    print(f"{output / 'report.md'}: {len(found['runs'])} runs, {', '.join(found['benchmarks'])}")
+    written = write_report(folders, output)
+    benchmarks = ", ".join(written["benchmarks"])
+    print(f"{output / 'report.md'}: {len(written['runs'])} runs, {benchmarks}")
 
 
 def _prepare() -> None:

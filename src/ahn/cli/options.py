@@ -8,6 +8,11 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
+from ahn.checkpoint.named_models import NAMED_MODELS
+
+NAMES = " or ".join(NAMED_MODELS)
+DEFAULTS = ", ".join(f"{name}: {model.default_memory}" for name, model in NAMED_MODELS.items())
+
 
 def integer(minimum: int) -> Callable[[str], int]:
     """Parser of an integer >= `minimum`; raises BadParameter in this package's words."""
@@ -29,12 +34,12 @@ def numbers(kind: type, minimum: float) -> Callable[[str], Any]:
 
     def parse(value: str) -> Any:
         try:
-            found = tuple(kind(part) for part in value.split(","))
+            values = tuple(kind(part) for part in value.split(","))
         except ValueError:
-            found = ()
-        if not found or min(found) < minimum:
+            values = ()
+        if not values or min(values) < minimum:
             raise BadParameter(f"expected numbers >= {minimum} with commas, got {value!r}")
-        return found
+        return values
 
     return parse
 
@@ -82,7 +87,7 @@ Steps = Annotated[
 Png = Annotated[Path, Option(help="Picture to write.")]
 DemoSeed = Annotated[int, at_least(0, "Of the live distillation.")]
 
-Model = Annotated[str, Option(help="Folder, name on the Hugging Face hub, or the word embedded.")]
+Model = Annotated[str, Option(help=f"Folder, name on the Hugging Face hub, or the word {NAMES}.")]
 Source = Annotated[
     str | None, Argument(metavar="-", help="- reads the prompt from standard input.")
 ]
@@ -91,8 +96,8 @@ File = Annotated[Path | None, Option(help="UTF-8 file with the prompt.")]
 Memory = Annotated[
     str | None,
     Option(
-        help="Folder or hub name of a memory; of the embedded model also GatedDeltaNet (its "
-        "default), DeltaNet or Mamba2. A merged model has its own. The word none, the default of "
+        help=f"Folder or hub name of a memory; for the model {NAMES} also the cell of one of its "
+        f"own (default, {DEFAULTS}). A merged model has its own. The word none, the default of "
         "every other model, leaves it out."
     ),
 ]
@@ -122,9 +127,9 @@ MaxNewTokens = Annotated[int, at_least(1, "The longest answer.")]
 Temperature = Annotated[
     float, Option(parser=not_negative, metavar="X", help="0 takes the likeliest token.")
 ]
-TopK = Annotated[int, at_least(0, "Sample among so many tokens; 0 keeps all.")]
+TopK = Annotated[int, at_least(0, "Sample among this many tokens; 0: among all.")]
 TopP = Annotated[
-    float, Option(parser=share, metavar="X", help="Sample among so much probability; 1: all.")
+    float, Option(parser=share, metavar="X", help="Sample among this much probability; 1: all.")
 ]
 Seed = Annotated[int | None, at_least(0, "Makes sampling repeatable.")]
 Dtype = Annotated[str, Option(help="auto (as saved), float32, bfloat16 or float16.")]

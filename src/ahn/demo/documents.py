@@ -1,4 +1,4 @@
-"""What the demo reads, and what its fresh memory is trained on: two parts that never meet."""
+"""The demo's documents: those it evaluates on, and separate ones for its fresh memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ahn.embedded import corpus
 from ahn.evaluation import encode_bytes
 from ahn.generation.prefilling import split
-from ahn.io.text import read_pieces
+from ahn.io.text import text_chunks
 
 HELD_OUT_DOCUMENTS = 3  # at least so many of the standard library's, for variety
 CHARACTERS_PER_TOKEN = 8  # more than any source text has on average
@@ -59,14 +59,15 @@ def evaluation_documents(
         raise ValueError(f"tokens: expected more than the budget of {budget}, got {tokens}")
     if path is not None:
         with path.open("rb") as file:
-            texts = read_pieces(file, str(path))
-            found = _take([_cut(path.name, texts, tokenizer, context)], tokens, budget)
-        if not found:
+            texts = text_chunks(file, str(path))
+            documents = _take([_cut(path.name, texts, tokenizer, context)], tokens, budget)
+        if not documents:
             raise ValueError(f"{path}: expected a text of more than {budget} tokens, got less")
-        return found
+        return documents
     length = min(context, max(budget + 1, tokens // HELD_OUT_DOCUMENTS))
     sources = [
-        _cut(name, _pieces(text), tokenizer, length) for name, text in corpus.held_out_documents()
+        _cut(name, _text_chunks(text), tokenizer, length)
+        for name, text in corpus.held_out_documents()
     ]
     return _take(sources, tokens, budget)
 
@@ -105,14 +106,14 @@ def _stretches(
             yield torch.cat([torch.tensor([tokenizer.eos_token_id]), ids])[None]
 
 
-def _pieces(text: str) -> Iterator[str]:
-    return read_pieces(io.BytesIO(text.encode()), "text")
+def _text_chunks(text: str) -> Iterator[str]:
+    return text_chunks(io.BytesIO(text.encode()), "text")
 
 
 def _cut(
     name: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterator[Document]:
-    """Documents of `length` tokens and the shorter rest; no more text is read than they need."""
+    """Documents of `length` tokens and the shorter rest; text is taken as they need it."""
     start, none = torch.tensor([tokenizer.eos_token_id]), torch.tensor([0])
     ids = lengths = torch.empty(0, dtype=torch.long)
     size = length - 1
@@ -120,15 +121,14 @@ def _cut(
         new_ids, new_lengths = encode_bytes(tokenizer, text)
         ids, lengths = torch.cat([ids, new_ids]), torch.cat([lengths, new_lengths])
         while len(ids) >= size:
-            whole = torch.cat([start, ids[:size]])[None], torch.cat([none, lengths[:size]])
-            yield Document(name, *whole)
+            document = torch.cat([start, ids[:size]])[None], torch.cat([none, lengths[:size]])
+            yield Document(name, *document)
             ids, lengths = ids[size:], lengths[size:]
     yield Document(name, torch.cat([start, ids])[None], torch.cat([none, lengths]))
 
 
 def _take(sources: list[Iterator[Document]], tokens: int, budget: int) -> list[Document]:
-    """Documents of all sources in turn until there are `tokens`; those within the budget are not
-    taken."""
+    """Documents beyond the budget, from all sources in turn, until there are `tokens`."""
     taken: list[Document] = []
     waiting = deque(sources)
     while waiting and tokens > budget:

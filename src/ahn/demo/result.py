@@ -23,11 +23,11 @@ SMOOTHING = 0.06  # half width of the running mean, as a share of the longest do
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One way of looking back, over all documents."""
+class Measured:
+    """What one way of looking back gave on all documents."""
 
     losses: list[Tensor]  # of each document, [T - 1], on the CPU
-    held: list[tuple[int, int]]  # tokens read of the longest document, bytes then held
+    cache_sizes: list[tuple[int, int]]  # of the longest document: tokens so far, bytes of the cache
     tokens_per_second: float
 
 
@@ -79,7 +79,7 @@ class DemoResult:
 
 
 def summarise(
-    readings: Mapping[str, Reading],
+    measurements: Mapping[str, Measured],
     documents: Sequence[Document],
     config: AHNConfig,
     training: Training | None,
@@ -87,10 +87,11 @@ def summarise(
     seed: int,
     seconds: float,
 ) -> DemoResult:
-    """All figures from what was read; `readings` holds `FULL` and `WINDOW` and any memories."""
+    """All figures from the measurements of `FULL`, of `WINDOW` and of any memories."""
     lengths = [document.lengths for document in documents]
     rates = {
-        name: _beyond(reading.losses, lengths, config.budget) for name, reading in readings.items()
+        name: _beyond(measured.losses, lengths, config.budget)
+        for name, measured in measurements.items()
     }
     positions = _positions(max(map(len, lengths)))
     beyond = [int(x[config.budget :].sum()) for x in lengths]
@@ -101,13 +102,14 @@ def summarise(
             for d, size in zip(documents, beyond)
         ],
         bytes_beyond_budget=sum(beyond),
-        rows=[_row(name, reading, rates) for name, reading in readings.items()],
+        rows=[_row(name, measured, rates) for name, measured in measurements.items()],
         training=training,
         positions=positions,
         bits_per_byte_by_position={
-            name: _curve(reading.losses, lengths, positions) for name, reading in readings.items()
+            name: _curve(measured.losses, lengths, positions)
+            for name, measured in measurements.items()
         },
-        held_by_length={name: reading.held for name, reading in readings.items()},
+        held_by_length={name: measured.cache_sizes for name, measured in measurements.items()},
         seed=seed,
         seconds=round(seconds, 1),
         environment=_environment(),
@@ -120,14 +122,14 @@ def _beyond(losses: Sequence[Tensor], lengths: Sequence[Tensor], budget: int) ->
     return bits_per_byte(nats, int(sizes.sum()))
 
 
-def _row(name: str, reading: Reading, rates: Mapping[str, float]) -> Row:
+def _row(name: str, measured: Measured, rates: Mapping[str, float]) -> Row:
     gap = rates[WINDOW] - rates[FULL]
     return Row(
         name=name,
         bits_per_byte=rates[name],
         recovered=(rates[WINDOW] - rates[name]) / gap if gap > 0 else None,
-        cache_bytes=reading.held[-1][1],
-        tokens_per_second=reading.tokens_per_second,
+        cache_bytes=measured.cache_sizes[-1][1],
+        tokens_per_second=measured.tokens_per_second,
     )
 
 

@@ -1,4 +1,4 @@
-"""Read held-out text in every mode, distil a fresh memory live, and read it again."""
+"""Measure every way of looking back on held-out text, and a memory distilled on the spot."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ahn import embedded
 from ahn.config import AHNConfig
 from ahn.demo.documents import Document, evaluation_documents, training_batches
-from ahn.demo.result import FULL, WINDOW, DemoResult, Reading, Training, summarise
-from ahn.evaluation import CHUNK, held_bytes, new_cache, stream_losses
+from ahn.demo.result import FULL, WINDOW, DemoResult, Measured, Training, summarise
+from ahn.evaluation import CHUNK, cache_bytes, new_cache, stream_losses
 from ahn.hf.attached_state import attached_state
 from ahn.modeling import attach, disabled, memory_off
 from ahn.training import distill
@@ -75,31 +75,31 @@ def run_demo(settings: DemoSettings, report: Report) -> DemoResult:
         tokens=settings.tokens,
         budget=config.budget,
     )
-    readings = {}
+    measurements = {}
     with disabled(model):
-        readings[FULL] = _read(model, documents, FULL, report)
+        measurements[FULL] = _measure(model, documents, FULL, report)
     with memory_off(model):
-        readings[WINDOW] = _read(model, documents, WINDOW, report)
+        measurements[WINDOW] = _measure(model, documents, WINDOW, report)
     for cell in CELLS:
         model, _ = embedded.load(cell, window=config.window, num_sinks=config.num_sinks)
-        readings[cell] = _read(model, documents, cell, report)
+        measurements[cell] = _measure(model, documents, cell, report)
     training = None
     if settings.steps:
         model, training = _distilled(config, tokenizer, settings, report)
-        readings[training.row] = _read(model, documents, training.row, report)
+        measurements[training.row] = _measure(model, documents, training.row, report)
     seconds = time.perf_counter() - started
-    return summarise(readings, documents, config, training, seed=settings.seed, seconds=seconds)
+    return summarise(measurements, documents, config, training, seed=settings.seed, seconds=seconds)
 
 
-def _read(
+def _measure(
     model: PreTrainedModel, documents: Sequence[Document], name: str, report: Report
-) -> Reading:
-    """Read every document once, each with an empty cache."""
+) -> Measured:
+    """One pass over every document, each with an empty cache."""
     for _ in stream_losses(model, documents[0].first(CHUNK).ids):
         pass  # the first forward of a model is slow and not timed
     longest = max(documents, key=len)
     total, done, seconds = sum(map(len, documents)), 0, 0.0
-    losses, held = [], [(0, 0)]
+    losses, sizes = [], [(0, 0)]
     for document in documents:
         cache, parts = new_cache(model), []
         started = time.perf_counter()
@@ -108,12 +108,12 @@ def _read(
             seconds += time.perf_counter() - started
             length = cache.get_seq_length()
             if document is longest:
-                held.append((length, held_bytes(cache)))
+                sizes.append((length, cache_bytes(cache)))
             report(f"reading: {name}", done + length, total)
             started = time.perf_counter()
         losses.append(torch.cat(parts).cpu())
         done += len(document)
-    return Reading(losses, held, total / seconds)
+    return Measured(losses, sizes, total / seconds)
 
 
 def _distilled(

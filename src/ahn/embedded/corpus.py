@@ -79,14 +79,14 @@ def training_documents() -> list[Document]:
     files = [(path, text) for path, text in _library_files() if not _is_generated(text)]
     held_out = _passages(text for path, text in files if is_held_out(path))
     seen: set[str] = set()
-    kept = []
+    documents = []
     for path, text in files:
         digest = hashlib.sha256(text.encode()).hexdigest()
         copied = digest in seen or _shared_fraction(text, held_out) > _MAX_SHARED
         if text.strip() and not is_held_out(path) and not copied:
             seen.add(digest)
-            kept.append((path, text))
-    return sorted(kept, key=lambda document: _order(document[0]))
+            documents.append((path, text))
+    return sorted(documents, key=lambda document: _order(document[0]))
 
 
 def topic(path: str) -> str:

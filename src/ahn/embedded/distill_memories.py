@@ -66,7 +66,7 @@ def random_crops(stream: Tensor, settings: Settings) -> Iterator[Tensor]:
 
 def losses_beyond(model: PreTrainedModel, documents: list[Tensor], budget: int) -> dict[str, float]:
     """Mean nats per token beyond the budget: full attention, window alone, with the memory."""
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for mode in ("full", "window", "memory"):
         totals = []
         for ids in documents:
@@ -79,10 +79,10 @@ def losses_beyond(model: PreTrainedModel, documents: list[Tensor], budget: int) 
             else:
                 losses = token_losses(model, ids)
             totals.append(losses[budget - 1 :])
-        found[mode] = torch.cat(totals).mean().item()
-    gap = found["window"] - found["full"]
-    found["recovered"] = (found["window"] - found["memory"]) / gap
-    return found
+        means[mode] = torch.cat(totals).mean().item()
+    gap = means["window"] - means["full"]
+    means["recovered"] = (means["window"] - means["memory"]) / gap
+    return means
 
 
 def train_memory(
@@ -92,14 +92,13 @@ def train_memory(
     torch.manual_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = model.to(device)
+    model.to(device)
     config = AHNConfig(memory=settings.cell, window=settings.window, num_sinks=settings.num_sinks)
     attach(model, config, kernels="torch")
     started = time.perf_counter()
-    batches = random_crops(token_stream(corpus.training, tokenizer), settings)
     losses = distill(
         model.train(),
-        batches,
+        random_crops(token_stream(corpus.training, tokenizer), settings),
         total_steps=settings.steps,
         learning_rate=settings.learning_rate,
         map_rate=settings.map_rate,

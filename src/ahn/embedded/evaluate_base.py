@@ -144,9 +144,9 @@ def _strided_nats(model: PreTrainedModel, ids: Tensor, context: int) -> float:
     targets = torch.full((len(begins), context), end)
     scored = torch.zeros(len(begins), context, dtype=torch.bool)
     for row, begin in enumerate(begins):
-        piece = ids[begin : begin + context]
-        targets[row, : len(piece)] = piece
-        scored[row, stride if row else 0 : len(piece)] = True
+        row_ids = ids[begin : begin + context]
+        targets[row, : len(row_ids)] = row_ids
+        scored[row, stride if row else 0 : len(row_ids)] = True
     inputs = _shifted(targets, end)
     size = max(1, _TOKENS_PER_BATCH[model.device.type] // context)
     batches = zip(inputs.split(size), targets.split(size), scored.split(size))

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ahn.checkpoint.named_models import EMBEDDED, NAMED_MODELS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NAME = "embedded"  # the word that stands for this model wherever a model is named
-BASE = Path(__file__).parent / "base"
-MEMORIES = Path(__file__).parent / "memories"
-
-
-def memory_folder(memory: str) -> Path:
-    """Folder of a shipped memory by the name of its cell.
-
-    Raises ValueError that lists the shipped ones.
-    """
-    shipped = sorted(path.name for path in MEMORIES.iterdir() if path.is_dir())
-    if memory not in shipped:
-        raise ValueError(f"memory: expected one of {', '.join(shipped)}, got {memory!r}")
-    return MEMORIES / memory
+BASE = NAMED_MODELS[EMBEDDED].base_folder()
+MEMORIES = NAMED_MODELS[EMBEDDED].memories_folder()
 
 
 def load(
@@ -36,16 +25,8 @@ def load(
     Raises:
         ValueError: no memory of that name is shipped.
     """
-    import torch
-    from transformers import AutoTokenizer
+    from ahn.checkpoint import from_pretrained, load_tokenizer
 
-    from ahn.checkpoint import from_pretrained
-
-    model = from_pretrained(
-        BASE,
-        None if memory is None else memory_folder(memory),
-        window=window,
-        num_sinks=num_sinks,
-        dtype=torch.float32,
-    )
-    return model.eval(), AutoTokenizer.from_pretrained(BASE)
+    dtype = NAMED_MODELS[EMBEDDED].dtype
+    model = from_pretrained(EMBEDDED, memory, window=window, num_sinks=num_sinks, dtype=dtype)
+    return model, load_tokenizer(EMBEDDED)

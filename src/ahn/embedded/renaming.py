@@ -27,8 +27,8 @@ def rare_words(documents: Iterable[Document]) -> list[str]:
     for name, text in documents:
         topics[topic(name)].update(_words(text))
     spread = Counter(word for words in topics.values() for word in words)
-    kept = (w for w, n in spread.items() if n <= _MAX_TOPICS and len(w) >= _MIN_LETTERS)
-    return sorted(set(kept).difference(keyword.kwlist))
+    candidates = (w for w, n in spread.items() if n <= _MAX_TOPICS and len(w) >= _MIN_LETTERS)
+    return sorted(set(candidates).difference(keyword.kwlist))
 
 
 def rename(

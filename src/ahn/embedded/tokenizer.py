@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE whose pieces follow the grain of Python source."""
+"""The embedded model's tokenizer: byte-level BPE that splits text as Python source is written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 
-# A BPE token never crosses these pieces. Names are cut at underscores and capitals and a dot stays
-# by itself, so that a name is spelt alike wherever it stands; a line end takes its indentation
-# along; digits stand alone.
-_PIECES = "|".join(
+# BPE tokens stay within these matches. Names are split at underscores and capitals and a dot is
+# separate, so a name has the same tokens everywhere; a line end is joined to the indentation after
+# it; digits are single tokens.
+_PRE_TOKENS = "|".join(
     (
         r"[ _]?(?:\p{Lu}?\p{Ll}+|\p{Lu}+(?!\p{Ll})|\p{L})",
         r"\p{N}",
@@ -38,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_PRE_TOKENS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -1,8 +1,8 @@
 """Where the evidence of an answer stood when it was asked for: in the sinks, the window, evicted.
 
-What a query sees of a token is decided layer by layer; a token outside of sinks and window can
-still have shaped the states of those within. So "evicted" says that nothing of the evidence itself
-was seen exactly, and the memory-off control says what that way around is worth.
+Each layer attends only to sinks and window, but hidden states within the window can depend on
+tokens outside of it. So "evicted" means that the query attends to no token of the evidence; how
+much still arrives through hidden states is what the memory-off control measures.
 """
 
 from __future__ import annotations
@@ -49,27 +49,28 @@ def evidence_of(
 def place(evidence: Mapping[str, Any], window: int, num_sinks: int) -> str:
     """Where the evidence stood for the query that predicts the answer's first token.
 
-    Only what is seen whole counts as seen. Of several places the best counts (sinks, then window),
-    or the worst where all are needed.
+    Evidence counts as seen where all of its tokens are. Of several places the best one counts
+    (sinks, then window), or the worst one where all are needed.
     """
     first_seen = evidence["tokens"] - window
     order = (SINKS, WINDOW, EVICTED)
-    found = [
+    ranks = [
         order.index(SINKS if last <= num_sinks else WINDOW if first >= first_seen else EVICTED)
         for first, last in evidence["spans"]
     ]
-    if not found:
+    if not ranks:
         return ABSENT
-    return order[max(found) if evidence["needs_all"] else min(found)]
+    return order[max(ranks) if evidence["needs_all"] else min(ranks)]
 
 
 def _answers(doc: Mapping[str, Any]) -> list[str]:
     for name in ANSWER_FIELDS:
         value = doc.get(name)
-        found = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else []
-        found = [x for x in found if isinstance(x, str) and x.strip()]
-        if found:
-            return found
+        listed = [value] if isinstance(value, str) else value
+        answers = listed if isinstance(listed, Sequence) else []
+        answers = [x for x in answers if isinstance(x, str) and x.strip()]
+        if answers:
+            return answers
     return []
 
 

@@ -1,4 +1,4 @@
-"""Nats per token of a text of any length, read once in bounded memory."""
+"""Nats per token of a text of any length, in one pass and bounded memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ahn.hf.attached_state import attached_state
 from ahn.layer.cache import AHNCache
 from ahn.modeling.attached import AHNModelMixin
 
-CHUNK = 512  # tokens whose logits exist at a time
+CHUNK = 512  # tokens whose logits exist at once
 
 
 def token_losses(
     model: PreTrainedModel,
     ids: Tensor | Iterable[Tensor],
     *,
-    chunk: int = CHUNK,
+    prefill_chunk_size: int = CHUNK,
     cache: Cache | None = None,
 ) -> Tensor:
     """Nats of every token but the first, given all before it.
@@ -32,20 +32,20 @@ def token_losses(
     sinks alone (`ahn.memory_off`), or full attention (`ahn.disabled`, or a plain model).
 
     Args:
-        ids: `[1, T]` token ids, or an iterable of such pieces.
-        chunk: tokens per forward.
-        cache: continue this one, in place; None starts anew.
+        ids: `[1, T]` token ids, or an iterable of such blocks.
+        prefill_chunk_size: tokens per forward.
+        cache: continue this one, in place; None starts a new one.
 
     Returns:
         `[T - 1]`, float32 (float64 of a float64 model), on the model's device.
 
     Raises:
-        ValueError: fewer than two tokens, more than one row, or a chunk below 1.
+        ValueError: fewer than two tokens, more than one row, or a chunk size below 1.
     """
-    pieces = list(stream_losses(model, ids, chunk=chunk, cache=cache))
-    losses = torch.cat(pieces) if pieces else torch.empty(0)
+    of_chunks = list(stream_losses(model, ids, prefill_chunk_size=prefill_chunk_size, cache=cache))
+    losses = torch.cat(of_chunks) if of_chunks else torch.empty(0)
     if not len(losses):
-        raise ValueError(f"ids: expected at least 2 tokens, got {len(pieces)}")
+        raise ValueError(f"ids: expected at least 2 tokens, got {len(of_chunks)}")
     return losses
 
 
@@ -53,26 +53,26 @@ def stream_losses(
     model: PreTrainedModel,
     ids: Tensor | Iterable[Tensor],
     *,
-    chunk: int = CHUNK,
+    prefill_chunk_size: int = CHUNK,
     cache: Cache | None = None,
 ) -> Iterator[Tensor]:
-    """As `token_losses`, but yields the losses of each chunk once it is read.
+    """As `token_losses`, but yields the losses of each chunk after its forward.
 
-    The first chunk gives one loss less than it has tokens. Consume it within the context whose
-    mode is meant.
+    The first chunk gives one loss less than it has tokens. Consume the iterator within the context
+    (`ahn.memory_off`, ...) that the losses are for.
     """
     cache = new_cache(model) if cache is None else cache
     before: Tensor | None = None  # logits [1, vocabulary] for the first token of a chunk
-    for piece in split(ids, chunk):
-        if piece.shape[0] != 1:
-            raise ValueError(f"ids: expected one row, got {piece.shape[0]}")
-        piece = piece.to(model.device)
+    for chunk in split(ids, prefill_chunk_size):
+        if chunk.shape[0] != 1:
+            raise ValueError(f"ids: expected one row, got {chunk.shape[0]}")
+        chunk = chunk.to(model.device)
         with torch.no_grad():
-            logits = model(input_ids=piece, past_key_values=cache, use_cache=True).logits[0]
-            losses = _nats(logits[:-1], piece[0, 1:])
+            logits = model(input_ids=chunk, past_key_values=cache, use_cache=True).logits[0]
+            losses = _nats(logits[:-1], chunk[0, 1:])
             if before is not None:
-                losses = torch.cat([_nats(before, piece[0, :1]), losses])
-        before = logits[-1:].clone()  # a view would keep the whole chunk's logits
+                losses = torch.cat([_nats(before, chunk[0, :1]), losses])
+        before = logits[-1:].clone()  # a view would keep the logits of the chunk in memory
         del logits
         yield losses
 
@@ -84,8 +84,8 @@ def new_cache(model: PreTrainedModel) -> Cache:
     return DynamicCache(config=model.config)
 
 
-def held_bytes(cache: Cache) -> int:
-    """Bytes of all tensors a cache of `new_cache` holds."""
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of all tensors in a cache of `new_cache`."""
     if isinstance(cache, AHNCache):
         return cache.nbytes
     tensors = (getattr(layer, name) for layer in cache.layers for name in ("keys", "values"))
@@ -93,7 +93,7 @@ def held_bytes(cache: Cache) -> int:
 
 
 def bits_per_byte(nats: Tensor, num_bytes: int) -> float:
-    """Sum of `nats` in bits, per byte of text; raises ValueError without a byte."""
+    """The sum of `nats` in bits, per byte of text; ValueError where there is no byte."""
     if num_bytes < 1:
         raise ValueError(f"bits per byte: expected at least 1 byte, got {num_bytes}")
     return nats.double().sum().item() / math.log(2) / num_bytes

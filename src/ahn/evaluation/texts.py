@@ -6,9 +6,9 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ahn.checkpoint.names import embedded_folders
+from ahn.checkpoint import load_tokenizer
 
 STDLIB = "stdlib:"  # a module or package of the running interpreter's library, its source
 DEFAULT_TEXTS = ("stdlib:asyncio", "stdlib:email", "stdlib:http")
@@ -21,7 +21,7 @@ def named_texts(names: Iterable[str], data: str | None = None) -> Iterator[tuple
 
     Args:
         names: UTF-8 files, folders (their files, sorted), `stdlib:MODULE` or `pg19` (streamed).
-        data: folder with `pg19`, the benchmark's own text files; None is the hub.
+        data: folder with `pg19`, the benchmark's text files; None is the hub.
 
     Raises:
         ValueError: there is no such text, or it is not UTF-8.
@@ -51,16 +51,16 @@ def task_tokenizer(
     name = tokenizer or pretrained
     if not name:
         raise ValueError("tokenizer: expected --metadata tokenizer=NAME for this task, got none")
-    found = AutoTokenizer.from_pretrained(embedded_folders(name, None)[0])
-    if not found.is_fast:
+    loaded = load_tokenizer(name)
+    if not loaded.is_fast:
         raise ValueError(f"tokenizer: expected a fast one (with offsets), got {name!r}")
-    return found
+    return loaded
 
 
 def token_starts(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Where in the text each of its tokens begins, in characters; no special tokens."""
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return [start for start, _ in found["offset_mapping"]]
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [start for start, _ in encoding["offset_mapping"]]
 
 
 def _module_files(module: str) -> list[Path]:

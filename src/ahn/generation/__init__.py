@@ -1,4 +1,4 @@
-"""Reading prompts of any length, answering, and keeping sessions."""
+"""Prefill of prompts of any length, streamed answers, and saved sessions."""
 
 from ahn.generation.prefilling import prefill
 from ahn.generation.session import load_session, save_session

@@ -1,4 +1,4 @@
-"""Read a prompt of any length in chunks: peak memory depends on the chunk, not on the length."""
+"""Prefill in chunks: peak memory depends on the size of a chunk, not on the prompt's length."""
 
 from __future__ import annotations
 
@@ -20,71 +20,76 @@ def prefill(
     ids: Tensor | Iterable[Tensor],
     cache: AHNCache | None = None,
     *,
-    chunk: int | None = None,
+    prefill_chunk_size: int | None = None,
     attention_mask: Tensor | None = None,
 ) -> tuple[Tensor, AHNCache]:
-    """Read tokens into a cache; logits are computed for the last token alone.
+    """Run a prompt through the model to fill a cache; only the last token gets logits.
 
     Args:
-        ids: `[B, T]` token ids, or an iterable of such pieces (a text that is never whole).
-        cache: continue this one, in place; None starts anew.
-        chunk: tokens per forward; None chooses by the memory that is free, see
+        ids: `[B, T]` token ids, or an iterable of such blocks.
+        cache: continue this one, in place; None starts a new one.
+        prefill_chunk_size: tokens per forward; None chooses by the free memory, see
             `ahn.runtime.prefill_chunk`.
-        attention_mask: `[B, T]` for left-padded rows of a whole prompt read into a new cache.
+        attention_mask: `[B, T]` for left-padded rows, if `ids` is a tensor and the cache is new.
 
     Returns:
         Logits `[B, vocabulary]` of the token that follows, and the cache.
 
     Raises:
-        ValueError: no tokens, a chunk below 1, or padding that is not on the left.
+        ValueError: no tokens, a chunk size below 1, or padding that is not on the left.
     """
     cache = AHNCache(model.config) if cache is None else cache
     padding = _left_padding(ids, attention_mask, cache)
+    if prefill_chunk_size is None:
+        prefill_chunk_size = prefill_chunk(model, ids.shape[0] if isinstance(ids, Tensor) else 1)
     logits = None
-    if chunk is None:
-        chunk = prefill_chunk(model, ids.shape[0] if isinstance(ids, Tensor) else 1)
-    for piece, is_last in _with_last(split(ids, chunk)):
-        piece = piece.to(model.device)
-        options = {} if padding is None else _padded_inputs(piece, padding, cache, attention_mask)
+    for chunk, is_last in _with_last(split(ids, prefill_chunk_size)):
+        chunk = chunk.to(model.device)
+        options = {} if padding is None else _padded_inputs(chunk, padding, cache, attention_mask)
         if is_last:
-            output = model(
-                input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
-            )
-            logits = output.logits[:, -1]
+            inputs = {"input_ids": chunk, "past_key_values": cache, **options}
+            logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         else:
-            fill_cache(model, input_ids=piece, past_key_values=cache, **options)
+            fill_cache(model, input_ids=chunk, past_key_values=cache, **options)
     if logits is None:
         raise ValueError("prompt: expected at least one token, got none")
     return logits, cache
 
 
-def split(ids: Tensor | Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
-    """Cut `[B, T]`, or the concatenation of such pieces, into pieces of `chunk` tokens."""
-    if chunk < 1:
-        raise ValueError(f"prefill chunk: expected at least 1 token, got {chunk}")
-    held: list[Tensor] = []
-    count = 0
-    for piece in [ids] if isinstance(ids, Tensor) else ids:
-        if piece.ndim != 2:
-            raise ValueError(f"ids: expected [batch, tokens], got {list(piece.shape)}")
-        for part in piece.split(chunk - count if count else chunk, dim=1):
-            held.append(part)
+def split(ids: Tensor | Iterable[Tensor], prefill_chunk_size: int) -> Iterator[Tensor]:
+    """Cut `[B, T]`, or the concatenation of such blocks, into chunks of so many tokens.
+
+    The last chunk holds the rest.
+    """
+    size = prefill_chunk_size
+    if size < 1:
+        raise ValueError(f"prefill_chunk_size: expected at least 1 token, got {size}")
+    waiting: list[Tensor] = []  # blocks of the next chunk
+    count = 0  # their tokens
+    for block in [ids] if isinstance(ids, Tensor) else ids:
+        if block.ndim != 2:
+            raise ValueError(f"ids: expected [batch, tokens], got {list(block.shape)}")
+        for part in block.split(size - count if count else size, dim=1):
+            waiting.append(part)
             count += part.shape[1]
-            while count >= chunk:
-                joined = torch.cat(held, 1)
-                yield joined[:, :chunk]
-                held, count = [joined[:, chunk:]], count - chunk
+            while count >= size:
+                joined = torch.cat(waiting, 1)
+                yield joined[:, :size]
+                waiting, count = [joined[:, size:]], count - size
     if count:
-        yield torch.cat(held, 1)
+        yield torch.cat(waiting, 1)
 
 
-def _with_last(pieces: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Each piece, and whether it is the last: known once the next one has been asked for."""
+def _with_last(chunks: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Each chunk, and whether it is the last one.
+
+    So a chunk is given out once the one after it is known.
+    """
     previous = None
-    for piece in pieces:
+    for chunk in chunks:
         if previous is not None:
             yield previous, False
-        previous = piece
+        previous = chunk
     if previous is not None:
         yield previous, True
 
@@ -92,12 +97,12 @@ def _with_last(pieces: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
 def _left_padding(
     ids: Tensor | Iterable[Tensor], mask: Tensor | None, cache: AHNCache
 ) -> Tensor | None:
-    """Padding of each row `[B]`, from the mask or from the cache that has read it."""
+    """Padding of each row `[B]`, from the mask or as the cache noted it for an earlier prompt."""
     layer = cache.memory_layers[0]
     if mask is None:
         return layer.padding
     if not isinstance(ids, Tensor) or mask.shape != ids.shape:
-        got = list(ids.shape) if isinstance(ids, Tensor) else "pieces"
+        got = list(ids.shape) if isinstance(ids, Tensor) else "an iterable"
         raise ValueError(f"attention_mask: expected ids of shape {list(mask.shape)}, got {got}")
     if layer.seen:
         raise ValueError(f"attention_mask: expected a new cache, got one of {layer.seen} tokens")
@@ -107,12 +112,13 @@ def _left_padding(
 
 
 def _padded_inputs(
-    piece: Tensor, padding: Tensor, cache: AHNCache, mask: Tensor | None
+    chunk: Tensor, padding: Tensor, cache: AHNCache, mask: Tensor | None
 ) -> dict[str, Tensor]:
-    seen, length = cache.get_seq_length(), piece.shape[1]
-    index = torch.arange(seen, seen + length, device=piece.device)
-    position = index - padding.to(piece.device)[:, None]
+    """Positions, and the mask up to the chunk's end, of left-padded rows."""
+    seen, length = cache.get_seq_length(), chunk.shape[1]
+    index = torch.arange(seen, seen + length, device=chunk.device)
+    position = index - padding.to(chunk.device)[:, None]
     options = {"position_ids": position.clamp(min=0)}
     if mask is not None:
-        options["attention_mask"] = mask[:, : seen + length].to(piece.device)
+        options["attention_mask"] = mask[:, : seen + length].to(chunk.device)
     return options

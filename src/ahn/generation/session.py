@@ -1,4 +1,4 @@
-"""Sessions on disk: a cache saved, and read on with as if it had never stopped."""
+"""Sessions on disk: a cache is saved, and continued later as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def save_session(cache: AHNCache, path: str | os.PathLike[str]) -> None:
 
 
 def load_session(path: str | os.PathLike[str], model: PreTrainedModel) -> AHNCache:
-    """A cache as `save_session` left it, on the devices of the model's layers.
+    """The cache that `save_session` wrote, on the devices of the model's layers.
 
-    Raises ValueError where the file is not a whole session, or not one of such a model.
+    Raises ValueError where the file is damaged or no session, or is one of another model.
     """
     cache = AHNCache(model.config)
     try:
-        tensors, metadata = _read(path)
+        tensors, metadata = _load(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"expected {FORMAT}, got {metadata.get('format')}")
         header = json.loads(metadata["header"])
@@ -53,8 +53,7 @@ def load_session(path: str | os.PathLike[str], model: PreTrainedModel) -> AHNCac
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path}: expected a session: expected a whole one of this model, "
-                         f"got: {error}") from error  # fmt: skip
+        raise ValueError(f"{path}: expected a session of this model, got: {error}") from error
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         target: Any = cache.layers[int(index)]
@@ -67,7 +66,7 @@ def load_session(path: str | os.PathLike[str], model: PreTrainedModel) -> AHNCac
     return cache
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _load(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         return {name: file.get_tensor(name) for name in names}, file.metadata() or {}

@@ -1,8 +1,9 @@
-"""Answer token by token: nothing that grows with the text is kept."""
+"""Generate token by token in memory that does not grow with the text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def stream(
     cache: AHNCache | None = None,
     *,
     max_new_tokens: int,
-    chunk: int | None = None,
+    prefill_chunk_size: int | None = None,
     attention_mask: Tensor | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -34,14 +35,14 @@ def stream(
     generator: torch.Generator | None = None,
     step: str = "auto",
 ) -> Iterator[Tensor]:
-    """Read a prompt as `prefill` does, then yield new tokens `[B]` until every row has ended.
+    """Prefill a prompt, then yield new tokens `[B]` until every row has ended.
 
     Args:
-        ids, cache, chunk, attention_mask: as in `prefill`; the cache holds prompt and answer
-            (all but the last token) when the stream ends.
+        ids, cache, prefill_chunk_size, attention_mask: as in `prefill`. When the stream ends, the
+            cache has seen the prompt and the answer without its last token.
         max_new_tokens: the most tokens to yield.
         temperature: 0 takes the likeliest token.
-        top_k, top_p: keep this many tokens, this much probability; 0 and 1 keep all.
+        top_k, top_p: sample among this many tokens, this much probability; 0 and 1 mean all.
         generator: source of the random numbers.
         step: how a token is decoded, see `ahn.runtime.decode_step.Step`.
 
@@ -54,24 +55,34 @@ def stream(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     warp = _warpers(temperature, top_k, top_p)
-    cache = AHNCache(model.config) if cache is None else cache
-    logits, cache = prefill(model, ids, cache, chunk=chunk, attention_mask=attention_mask)
-    ends = _end_tokens(model).to(logits.device)
+    logits, cache = prefill(
+        model, ids, cache, prefill_chunk_size=prefill_chunk_size, attention_mask=attention_mask
+    )
+    decode = Step(model, cache, step)
+    tokens = _decoded(logits, decode, _end_tokens(model), lambda x: _choose(x, warp, generator))
+    yield from islice(tokens, max_new_tokens)
+
+
+def _decoded(
+    logits: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    ends: Tensor,
+    choose: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """New tokens `[B]` until every row has ended; `decode` gives the logits after a token."""
+    ends = ends.to(logits.device)
     ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
-    token = logits.argmax(-1)
-    read = Step(model, cache, step)
-    for number in range(max_new_tokens):
-        if number:
-            logits = read(token)
-        token = torch.where(ended, token, _choose(logits, warp, generator))
+    token = choose(logits)
+    while True:
         yield token
         ended |= torch.isin(token, ends)
         if ended.all():
             return
+        token = torch.where(ended, token, choose(decode(token)))
 
 
 def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList | None:
-    """Sampling by transformers' own warpers; None is greedy."""
+    """Transformers' own warpers for sampling; None for greedy decoding."""
     if temperature < 0:
         raise ValueError(f"temperature: expected >= 0, got {temperature}")
     if top_k < 0:
@@ -93,7 +104,7 @@ def _choose(
 ) -> Tensor:
     if warp is None:
         return logits.argmax(-1)
-    no_history: Any = None  # these warpers look at the scores alone
+    no_history: Any = None  # these warpers use the scores alone
     probabilities = warp(no_history, logits.float()).softmax(-1)
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 

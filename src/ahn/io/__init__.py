@@ -1,1 +1,1 @@
-"""Files written whole, text in pieces, safetensors folders with checksums."""
+"""Atomic files, text in chunks, safetensors folders with checksums."""

@@ -1,4 +1,4 @@
-"""Sound safetensors folders: files that know their own checksum, an index that stays inside."""
+"""Safetensors folders with checksums, and an index that names files of the folder alone."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from ahn.io.files import written_whole
 
-# Metadata key. In a file: of its bytes, with zeros in place of the checksum. In the metadata of an
-# index, which transformers' loader passes over and its saver writes anew: of each file as it is.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Metadata key. In a file it holds the checksum of the file with zeros in its place. In an index it
+# holds the checksum of each file; transformers' loader ignores it, and its saver drops it.
 CHECKSUM = "sha256"
 ZEROS = "0" * 64
 INDEX = "model.safetensors.index.json"  # of a folder of several files
-WHOLE = "model.safetensors"  # wins over the index
+SINGLE_FILE = "model.safetensors"  # wins over the index
 BLOCK = 2**24  # bytes read at a time
 MOST_THREADS = 8  # each holds a block
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors with a checksum of the file; the same tensors give the same file."""
+    from safetensors.torch import save
+
     data = save(dict(state), metadata={"format": "pt", CHECKSUM: ZEROS})
     size, end = data[:8], 8 + int.from_bytes(data[:8], "little")
     header, body = _in_order(data[8:end]), memoryview(data)[end:]
@@ -50,9 +53,9 @@ def _in_order(header: bytes) -> bytes:
 def check_files(folder: Path, names: Iterable[str]) -> None:
     """Raise ValueError naming the first file with a checksum that is not as it was written.
 
-    The index has one of every file that `merge` copied, a file in the hub's cache has it for its
-    name, our own files in their metadata. Files are hashed side by side: hashlib lets other
-    threads run.
+    A checksum is in the index (of files that `merge` copied), in the name of a file in the hub's
+    cache, or in the metadata of a file that this package wrote. Threads hash several files at once,
+    since hashlib releases the interpreter's lock.
     """
     sums = recorded_sums(folder)
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
@@ -75,7 +78,7 @@ def recorded_sums(folder: Path) -> dict[str, Any]:
 
 def uses_index(folder: Path) -> bool:
     """Whether a folder's tensors are those of its index, as transformers reads it."""
-    return (folder / INDEX).is_file() and not (folder / WHOLE).is_file()
+    return (folder / INDEX).is_file() and not (folder / SINGLE_FILE).is_file()
 
 
 def cached_sum(path: Path) -> str | None:
@@ -85,25 +88,25 @@ def cached_sum(path: Path) -> str | None:
     return stored.name if cached else None
 
 
-def expect_sum(path: Path, expected: str, found: str) -> None:
+def expect_sum(path: Path, expected: str, actual: str) -> None:
     """Raise ValueError naming the file where the two differ."""
-    if found != expected:
+    if actual != expected:
         raise ValueError(f"{path}: expected the bytes that were written, got damaged ones")
 
 
 def _check_file(path: Path, recorded: str | None) -> None:
-    whole = recorded or cached_sum(path)
-    if whole is not None:
-        expect_sum(path, whole, _digest(path, None))
+    of_file = recorded or cached_sum(path)
+    if of_file is not None:
+        expect_sum(path, of_file, _digest(path, None))
         return
-    with opened(path) as tensors:
-        own = (tensors.metadata() or {}).get(CHECKSUM)
-    if own is not None:
-        expect_sum(path, own, _digest(path, own))
+    with opened_header(path) as tensors:
+        in_metadata = (tensors.metadata() or {}).get(CHECKSUM)
+    if in_metadata is not None:
+        expect_sum(path, in_metadata, _digest(path, in_metadata))
 
 
 def _digest(path: Path, checksum: str | None) -> str:
-    """Of a file, with zeros in place of the checksum in its header where one is given."""
+    """SHA-256 of a file, with zeros in place of the checksum in its header if one is given."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         if checksum is not None:
@@ -116,14 +119,14 @@ def _digest(path: Path, checksum: str | None) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError where a folder's safetensors files or their index are not sound."""
+    """Raise ValueError where a safetensors file or the index of a folder is damaged."""
     check_files(folder, [path.name for path in folder.glob("*.safetensors")])
     if uses_index(folder):
         indexed(folder)
 
 
 def indexed(folder: Path) -> dict[str, str]:
-    """The index's file of every tensor; raises ValueError where the files hold others."""
+    """The file of every tensor by the index; ValueError where a file holds other tensors."""
     files = _weight_map(folder / INDEX)
     for name in sorted(set(files.values())):
         if not (folder / name).is_file():
@@ -147,7 +150,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def keys_of(path: Path) -> list[str]:
     """The tensors of a safetensors file."""
-    with opened(path) as file:
+    with opened_header(path) as file:
         return list(file.keys())
 
 
@@ -166,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def has_checksum(path: Path) -> bool:
     """Whether a file says what it should hash to."""
-    with opened(path) as file:
+    with opened_header(path) as file:
         return CHECKSUM in (file.metadata() or {})
 
 
@@ -177,10 +180,22 @@ def tensor_bytes(path: Path) -> int:
 
 
 def opened(path: Path) -> Any:
-    """A safetensors file, open; raises ValueError where it is none, or damaged."""
+    """A safetensors file whose tensors are PyTorch's; ValueError where it is none, or damaged."""
+    return _opened(path, "pt")
+
+
+def opened_header(path: Path) -> Any:
+    """A safetensors file for names, shapes, dtypes and metadata, without importing PyTorch.
+
+    Raises ValueError as `opened`.
+    """
+    return _opened(path, "np")
+
+
+def _opened(path: Path, framework: str) -> Any:
     with path.open("rb"):  # whose errors name the file and the reason, as safetensors' do not
         pass
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework=framework)
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a safetensors file, got {error}") from error

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name beside `path`; it takes the final name when the block succeeds."""
+    """Give a temporary file next to `path` that is renamed to it when the block succeeds."""
     target = Path(path)
     with _naming(target):
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -31,14 +31,14 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Write a JSON object with sorted keys, whole or not at all."""
+    """Write a JSON object with sorted keys, completely or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager
 def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty folder beside `path`; it takes the final name when the block succeeds.
+    """Give an empty folder next to `path` that is renamed to it when the block succeeds.
 
     Raises ValueError where `path` is there already and not an empty folder, PermissionError naming
     it where it cannot be written.
@@ -61,7 +61,7 @@ def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def _naming(target: Path) -> Iterator[None]:
-    """Errors name what was asked for, not a temporary name beside it."""
+    """Let errors name the target, not its temporary name."""
     try:
         yield
     except OSError as error:

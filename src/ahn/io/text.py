@@ -1,49 +1,56 @@
-"""Text of any length as token ids: read in pieces, tokenised in pieces, never whole."""
+"""Text of any length as token ids, read and tokenised in chunks."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-PIECE = 65536  # bytes read at a time
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK_BYTES = 65536  # read at a time
 
 
-def read_pieces(file: BinaryIO, name: str, size: int = PIECE) -> Iterator[str]:
-    """UTF-8 text in pieces that end after a line where `size` bytes hold a line end.
+def text_chunks(file: BinaryIO, name: str, size: int = CHUNK_BYTES) -> Iterator[str]:
+    """UTF-8 text in chunks that end after a line where `size` bytes hold a line end.
 
     Only a line longer than that is cut elsewhere, between two characters.
+
+    Args:
+        name: of the file, for the error.
+        size: bytes read at a time.
 
     Raises ValueError naming the file where it is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    held = ""
+    rest = ""  # the beginning of a line whose end has not been read
     while True:
         block = file.read(size)
         try:
-            held += decoder.decode(block, final=not block)
+            text = rest + decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{name}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x}"
             ) from error
-        cut = held.rfind("\n") + 1 or len(held)
+        cut = text.rfind("\n") + 1 or len(text)
         if not block:
-            cut = len(held)
+            cut = len(text)
         if cut:
-            yield held[:cut]
-        held = held[cut:]
+            yield text[:cut]
+        rest = text[cut:]
         if not block:
             return
 
 
-def encode_pieces(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[Tensor]:
-    """Token ids `[1, n]` of each piece; special tokens, where the tokenizer adds any, only once.
+def encode_chunks(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[Tensor]:
+    """Token ids `[1, n]` of each chunk of a text, without the special tokens after the first one.
 
-    A piece is tokenised by itself, so the tokens at its ends can differ from those of the whole.
+    Each chunk is tokenised by itself, so the tokens at its ends can differ from those of the uncut
+    text.
 
     Raises ValueError where there is no text.
     """

@@ -12,10 +12,11 @@ from ahn.config import AHNConfig
 from ahn.hf.attached_state import attached_state
 from ahn.hf.hooks import PROMPT
 from ahn.hf.install import install
+from ahn.io.keys import PREFIX
 from ahn.layer.attention import NAME
 from ahn.layer.cache import AHNCache
 from ahn.memory import Memory, PositionRouter
-from ahn.modeling.saving import AUTO_MAP, PREFIX, SavedWithMemory
+from ahn.modeling.saving import AUTO_MAP, SavedWithMemory
 from ahn.runtime.decode_step import GenerateStep
 from ahn.runtime.prefill_chunk import prefill_chunk
 

@@ -8,22 +8,16 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from ahn.io.checksum import INDEX, WHOLE, check_folder
+from ahn.io.checksum import INDEX, SINGLE_FILE, check_folder
 from ahn.io.files import written_whole
+from ahn.io.keys import PREFIX, is_memory
 
-PREFIX = "ahn_"  # of the model type
 REMOTE_CODE = "modeling_ahn"  # module beside the weights of a saved attached model
 AUTO_MAP = {
     "AutoConfig": f"{REMOTE_CODE}.AHNConfig",
     "AutoModelForCausalLM": f"{REMOTE_CODE}.AHNForCausalLM",
 }
-PARTS = (".ahn.", ".ahn_router.")  # what tells a memory's key from the base's
 PLACE = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of a checkpoint
-
-
-def is_memory(key: str) -> bool:
-    """Whether a tensor of that name belongs to a memory."""
-    return any(part in key for part in PARTS)
 
 
 class SavedWithMemory:
@@ -88,7 +82,7 @@ def _holds_memory(name: Any, options: dict[str, Any]) -> bool:
 def _check_download(name: Any, options: dict[str, Any]) -> None:
     """Check what the hub's cache holds of a checkpoint, once the loader has put it there."""
     where = {key: options[key] for key in PLACE if key in options} | {"local_files_only": True}
-    for file in (WHOLE, INDEX):
+    for file in (SINGLE_FILE, INDEX):
         if found := cached_file(
             name,
             file,

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, TrainerState, set_seed
+from transformers import PreTrainedModel, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ahn.checkpoint import from_pretrained, has_memory, merge
-from ahn.checkpoint.names import embedded_folders
+from ahn.checkpoint import from_pretrained, load_tokenizer, merge
 from ahn.hf.attached_state import attached_state
 from ahn.hf.liger import use_liger
 from ahn.io.files import write_json
-from ahn.memory import memory_by_name
-from ahn.modeling import attach
 from ahn.plots import training_figure
 from ahn.training.arguments import DistillArguments, ModelArguments, RunArguments
 from ahn.training.data import Collator, DataArguments, prepare
@@ -59,10 +56,7 @@ def run(
         raise ValueError(
             f"max_steps: expected a number above 0 of a stream, got {settings.max_steps}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(
-        embedded_folders(model.model_name_or_path, None)[0],
-        trust_remote_code=model.trust_remote_code,
-    )
+    tokenizer = load_tokenizer(model.model_name_or_path, trust_remote_code=model.trust_remote_code)
     with settings.main_process_first(desc="reading the data"):
         datasets = _datasets(data, tokenizer, sampler.min_length, settings.seed)
     set_seed(settings.seed)
@@ -90,16 +84,16 @@ def load_model(arguments: ModelArguments) -> PreTrainedModel:
 
     Raises ValueError for an unknown cell, and as `ahn.from_pretrained`.
     """
-    options = {"dtype": arguments.dtype, "trust_remote_code": arguments.trust_remote_code}
-    name, kernels = arguments.model_name_or_path, arguments.kernels
-    budget = {"window": arguments.window, "num_sinks": arguments.num_sinks}
-    if arguments.memory is not None:
-        model = from_pretrained(name, arguments.memory, kernels=kernels, **budget, **options)  # type: ignore[arg-type]
-    elif has_memory(embedded_folders(name, None)[0]):
-        model = from_pretrained(name, kernels=kernels, **budget, **options)  # type: ignore[arg-type]
-    else:
-        memory_by_name(arguments.ahn_implementation)  # refuses an unknown one before the base loads
-        model = attach(from_pretrained(name, **options), arguments.new_memory(), kernels=kernels)  # type: ignore[arg-type]
+    model = from_pretrained(
+        arguments.model_name_or_path,
+        arguments.memory,
+        window=arguments.window,
+        num_sinks=arguments.num_sinks,
+        kernels=arguments.kernels,
+        new_memory=arguments.new_memory(),
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+    )
     for parameter in memory_parameters(model).values():
         parameter.data = parameter.data.float()  # half precision would lose steps of 1e-4
     return model

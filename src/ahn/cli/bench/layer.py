@@ -20,7 +20,10 @@ def kernels(
     window: options.Window = 32640,
     prefill_chunk_size: Annotated[int, at_least(1, "Queries of the window's attention.")] = 8192,
     gradients: Annotated[
-        bool, Option("--gradients", help="Of training, both passes; --tokens are a whole text.")
+        bool,
+        Option(
+            "--gradients", help="Measure training, both passes; --tokens is the length of a text."
+        ),
     ] = False,
     peers: Annotated[bool, Option(help="Others' kernels too; their tuning takes minutes.")] = True,
     dtype: options.Dtype = "bfloat16",

@@ -20,7 +20,7 @@ Methods = Annotated[str, Option(help="Of ahn, window and full, joined by commas.
 Cell = Annotated[str, Option(help="GatedDeltaNet, DeltaNet, Mamba2 or a registered cell.")]
 Window = Annotated[int, at_least(1, "Tokens seen exactly.")]
 Sinks = Annotated[int, at_least(0, "First tokens always seen.")]
-Tokens = Annotated[int, at_least(1, "Tokens read before.")]
+Tokens = Annotated[int, at_least(1, "Tokens in the cache.")]
 NewTokens = Annotated[int, at_least(8, "Tokens to time.")]
 Repeats = Annotated[int, at_least(1, "Runs; their median counts.")]
 Lengths = Annotated[Any, several(1, "Tokens of the prompt, with commas.")]

@@ -1,4 +1,4 @@
-"""What `ahn bench` found, for people and for programs."""
+"""The results of `ahn bench`, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def report(
 
 
 def _command(arguments: list[str]) -> str:
-    """The command line, without the place of the file: that is the machine's own."""
-    kept, skipped = ["ahn"], False
+    """The command line without `--out`, which names a place on this machine."""
+    words, skipped = ["ahn"], False
     for argument in arguments:
         is_place = skipped or argument.startswith("--out=")
         skipped = argument == "--out"
         if not (is_place or skipped):
-            kept.append(argument)
-    return " ".join(kept)
+            words.append(argument)
+    return " ".join(words)
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`ahn bench prefill`, `decode` and `batch`: a model that reads and answers."""
+"""`ahn bench prefill`, `decode` and `batch`: prompts and new tokens of a model."""
 
 from __future__ import annotations
 
@@ -36,11 +36,14 @@ def prefill(
     chosen, sizes = named(methods), list(windows)
     setup = Setup(model, memory, sizes[0], num_sinks, dtype, device, liger)
     built, ceilings = setup.build()
-    pieces: dict[str, Any] = {"windows": sizes, "chunks": None if chunks is None else list(chunks)}
+    variants: dict[str, Any] = {
+        "windows": sizes,
+        "chunks": None if chunks is None else list(chunks),
+    }
     if profile:
-        rows = profile_prefill(built, chosen, **pieces)
+        rows = profile_prefill(built, chosen, **variants)
     else:
-        known = {"repeats": repeats, "ceilings": ceilings, **pieces}
+        known = {"repeats": repeats, "ceilings": ceilings, **variants}
         rows = bench_prefill(built, list(lengths), chosen, **known)
     report("prefill", rows, ceilings, out, setup.facts(built) | {"windows": sizes})
 

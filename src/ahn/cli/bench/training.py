@@ -37,10 +37,12 @@ def train(
     setup = Setup(model, memory, window, num_sinks, dtype, str(runner.device), liger, kernels)
     built, ceilings = setup.build()
     if profile:
-        found = profile_train(built, runner, next(iter(lengths)), rows)
+        measured = profile_train(built, runner, next(iter(lengths)), rows)
     else:
-        found = bench_train(built, runner, list(lengths), rows=rows, steps=steps, ceilings=ceilings)
+        measured = bench_train(
+            built, runner, list(lengths), rows=rows, steps=steps, ceilings=ceilings
+        )
     if runner.is_main_process:
         facts = {"strategy": strategy, "liger": liger, "kernels": kernels, **setup.facts(built)}
-        report("train", found, ceilings, out, facts)
+        report("train", measured, ceilings, out, facts)
     runner.end_training()

@@ -1,4 +1,4 @@
-"""A model for lm-eval: a base and a memory, checked against the method it is to look back with."""
+"""Models for lm-eval: a base and a memory that can look back as the method asks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ahn.checkpoint import from_pretrained
+from ahn.checkpoint import from_pretrained, has_memory
 from ahn.config import AHNConfig
 from ahn.evaluation.lm.methods import method_named
-from ahn.modeling import attach
 from ahn.modeling.attached import AHNModelMixin
 
 LM_EVAL_DEFAULT = "cuda:0"  # what its command line says for a user who says nothing
@@ -31,26 +30,23 @@ def load_model(
 
     Raises ValueError where the method needs a memory and there is none, or needs a window.
     """
-    if memory is not None:
-        return from_pretrained(base, memory, window=window, num_sinks=num_sinks, **hf_kwargs)
-    model = from_pretrained(base, **hf_kwargs)
-    if isinstance(model, AHNModelMixin):  # merged: it has its own
-        limits = {"window": window, "num_sinks": num_sinks}
-        if any(limit is not None for limit in limits.values()):
-            del model
-            model = from_pretrained(base, **limits, **hf_kwargs)
-        return model
-    check_method(model, method, window)
-    if window is not None:
-        sinks = AHNConfig.num_sinks if num_sinks is None else num_sinks
-        attach(model, AHNConfig(window=window, num_sinks=sinks))
-    return model
+    new_memory = None
+    if memory is None and not has_memory(base, **hf_kwargs):
+        _check_plain(method, window)
+        new_memory = None if window is None else AHNConfig()  # the method leaves its cells out
+    return from_pretrained(
+        base, memory, window=window, num_sinks=num_sinks, new_memory=new_memory, **hf_kwargs
+    )
 
 
-def check_method(model: PreTrainedModel, method: str, window: int | None = None) -> None:
+def check_method(model: PreTrainedModel, method: str) -> None:
     """Raise ValueError where a model without a memory cannot look back this way."""
-    if isinstance(model, AHNModelMixin):
-        return
+    if not isinstance(model, AHNModelMixin):
+        _check_plain(method, None)
+
+
+def _check_plain(method: str, window: int | None) -> None:
+    """As `check_method`, for a base without a memory that a window may limit."""
     if method_named(method).needs_memory:
         raise ValueError(f"memory: expected one for method {method}, got a model without")
     if method != "full" and window is None:
@@ -60,8 +56,8 @@ def check_method(model: PreTrainedModel, method: str, window: int | None = None)
 def pick_device(name: str | None) -> str:
     """The named device; by default the GPU, if there is one.
 
-    lm-eval's own default gives way to the CPU, with a warning. Raises ValueError where PyTorch
-    cannot use another.
+    Where there is none, lm-eval's default `cuda:0` becomes the CPU, with a warning. Raises
+    ValueError where PyTorch cannot use the device.
     """
     has_gpu = torch.cuda.is_available()
     if name == LM_EVAL_DEFAULT and not has_gpu:
@@ -76,14 +72,7 @@ def pick_device(name: str | None) -> str:
 
 
 def at_least_one(name: str, value: Any) -> int:
-    """An integer >= 1, also as text; ValueError names what it is not."""
+    """An integer >= 1, also from text; raises ValueError with the option's name."""
     if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
     return int(value)
-
-
-def float32(dtype: Any) -> str:
-    """The one dtype of the embedded model; ValueError where another is asked for."""
-    if dtype not in (None, "auto", "float32"):
-        raise ValueError(f"dtype: expected float32 for the embedded model, got {dtype!r}")
-    return "float32"

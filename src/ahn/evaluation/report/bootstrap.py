@@ -29,15 +29,15 @@ class Resampled:
     """
 
     def __init__(self, samples: Sequence[Sample], metric: str) -> None:
-        kept = [sample for sample in samples if metric in sample.values]
-        self.count = len(kept)
+        scored = [sample for sample in samples if metric in sample.values]
+        self.count = len(scored)
         sums: dict[tuple[str, str], np.ndarray] = {}
-        for sample in kept:
+        for sample in scored:
             text = sample.stratum, sample.cluster
             sums[text] = sums.get(text, np.zeros(2)) + np.array(sample.values[metric])
         self.texts = sorted(sums)
-        whole = sum((sums[text] for text in self.texts), np.zeros(2))
-        self.value = float(whole[0] / whole[1]) if self.count else float("nan")
+        total = sum((sums[text] for text in self.texts), np.zeros(2))
+        self.value = float(total[0] / total[1]) if self.count else float("nan")
         draws = np.zeros((DRAWS, 2))
         for texts in _strata(self.texts):
             rows = np.stack([sums[text] for text in texts])
@@ -78,17 +78,17 @@ def gap_recovered(
 
 def estimates(samples: Mapping[str, Sequence[Sample]], metric: str) -> dict[str, Estimate]:
     """The metric of several sets of samples, of those that have any."""
-    found = {name: Resampled(each, metric) for name, each in samples.items()}
-    return {name: each.estimate() for name, each in found.items() if each.count}
+    resampled = {name: Resampled(each, metric) for name, each in samples.items()}
+    return {name: each.estimate() for name, each in resampled.items() if each.count}
 
 
 def _strata(texts: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
     """Texts by stratum, or all together where a stratum has one alone."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    strata: dict[str, list[tuple[str, str]]] = {}
     for text in texts:
-        found.setdefault(text[0], []).append(text)
-    alone = any(len(each) < 2 for each in found.values())
-    return [list(texts)] if alone and texts else list(found.values())
+        strata.setdefault(text[0], []).append(text)
+    alone = any(len(each) < 2 for each in strata.values())
+    return [list(texts)] if alone and texts else list(strata.values())
 
 
 def _picks(count: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def findings(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": [_about(run) for run in runs],
         "bootstrap": {"draws": DRAWS, "level": LEVEL},
         "benchmarks": {task: _benchmark(runs, task) for task in _tasks(runs)},
-        "evidence": {t: found for t in _tasks(runs) if (found := _evidence(runs, t))},
+        "evidence": {t: split for t in _tasks(runs) if (split := _evidence(runs, t))},
         "needles": _needles(runs),
         "positions": {r.name: _positions(r.samples[PPL]) for r in runs if PPL in r.samples},
         "readings": {run.name: _readings(run) for run in runs if run.readings},
@@ -104,14 +104,14 @@ def _evidence(runs: Sequence[Run], task: str) -> dict[str, Any] | None:
             if sample.evidence:
                 groups[place(sample.evidence, *(run.limits or limits))].append(sample)
         for metric in sorted({m for s in run.samples[task] for m in s.values}):
-            found = estimates({p: groups[p] for p in PLACES if p in groups}, metric)
-            split["metrics"][metric][run.name] = {p: asdict(e) for p, e in found.items()}
+            by_place = estimates({p: groups[p] for p in PLACES if p in groups}, metric)
+            split["metrics"][metric][run.name] = {p: asdict(e) for p, e in by_place.items()}
     return split
 
 
 def _needles(runs: Sequence[Run]) -> dict[str, Any]:
     """Means of each metric and run: rows of length, depth, value."""
-    found: dict[str, Any] = {metric: {} for metric in NEEDLE_METRICS}
+    maps: dict[str, Any] = {metric: {} for metric in NEEDLE_METRICS}
     for run in runs:
         for metric in NEEDLE_METRICS:
             cells: dict[tuple[int, float], list[float]] = defaultdict(list)
@@ -120,8 +120,8 @@ def _needles(runs: Sequence[Run]) -> dict[str, Any]:
                     key = sample.doc["length"], sample.doc["depth"]
                     cells[key].append(sample.values[metric][0])
             if cells:
-                found[metric][run.name] = [[*key, fmean(x)] for key, x in sorted(cells.items())]
-    return {metric: rows for metric, rows in found.items() if rows}
+                maps[metric][run.name] = [[*key, fmean(x)] for key, x in sorted(cells.items())]
+    return {metric: rows for metric, rows in maps.items() if rows}
 
 
 def _positions(samples: Iterable[Sample]) -> list[dict[str, float]]:
@@ -148,7 +148,7 @@ def _positions(samples: Iterable[Sample]) -> list[dict[str, float]]:
 
 
 def _readings(run: Run) -> list[dict[str, Any]]:
-    """Mean time, and largest cache, of readings by length, one row a text alone in its batch."""
+    """Mean time and largest cache by length, of batches of one text."""
     groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for reading in run.readings:
         if reading["rows"] == 1:
@@ -167,8 +167,8 @@ def _readings(run: Run) -> list[dict[str, Any]]:
 
 
 def _paper(runs: Sequence[Run]) -> dict[str, Any]:
-    """The paper's tables for the benchmarks that were run whole, and our means, in percent."""
-    found = {}
+    """The paper's tables beside our means, in percent, for benchmarks that were run in full."""
+    benchmarks = {}
     for name, (begin, metric, factor, count) in COMPARED.items():
         rows = {}
         for run in runs:
@@ -176,8 +176,10 @@ def _paper(runs: Sequence[Run]) -> dict[str, Any]:
             if len(values) == count:
                 rows[run.name] = factor * fmean(values)
         if rows:
-            found[name] = {**PAPER["benchmarks"][name], "ours": rows}
-    return found and {"source": PAPER["source"], "models": PAPER["models"], "benchmarks": found}
+            benchmarks[name] = {**PAPER["benchmarks"][name], "ours": rows}
+    if not benchmarks:
+        return {}
+    return {"source": PAPER["source"], "models": PAPER["models"], "benchmarks": benchmarks}
 
 
 def _means(run: Run, begin: str, metric: str, only: Sequence[str] | None) -> Iterator[float]:

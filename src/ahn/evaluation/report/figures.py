@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
-MARKERS = ".x+1234|_" * 9  # one for each time that all styles are used up
+MARKERS = ".x+1234|_" * 9  # the next marker each time all line styles are used
 MAPPED = {"acc": (0, 1), "nats": (0, None)}  # of the needles' metrics, and their range
 
 
-def draw(found: Mapping[str, Any], folder: Path) -> list[str]:
-    """Write every figure there are data for, as PNG and SVG; the names of the PNGs."""
+def draw(report: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write every figure there are data for, as PNG and SVG; returns the names of the PNGs."""
     figures = {
-        f"needles_{m}": _heat_maps(found["needles"], m) for m in MAPPED if m in found["needles"]
+        f"needles_{m}": _heat_maps(report["needles"], m) for m in MAPPED if m in report["needles"]
     }
-    if found["positions"]:
-        figures["positions"] = _positions(found["positions"], _budget(found))
+    if report["positions"]:
+        figures["positions"] = _positions(report["positions"], _budget(report))
     for name, figure in figures.items():
         for kind in FORMATS:
             with written_whole(folder / f"{name}.{kind}") as temporary:
@@ -81,6 +81,6 @@ def _positions(positions: Mapping[str, Any], budget: int | None) -> Figure:
     return figure
 
 
-def _budget(found: Mapping[str, Any]) -> int | None:
-    settings = [run["ahn_config"] for run in found["runs"] if run["ahn_config"]]
+def _budget(report: Mapping[str, Any]) -> int | None:
+    settings = [run["ahn_config"] for run in report["runs"] if run["ahn_config"]]
     return settings[0]["window"] + settings[0]["num_sinks"] if settings else None

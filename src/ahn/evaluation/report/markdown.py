@@ -1,4 +1,4 @@
-"""A report's findings as Markdown tables."""
+"""A report as Markdown tables."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ COUNTED = {
 }
 
 
-def markdown(found: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
+def markdown(report: Mapping[str, Any], figures: Sequence[str] = ()) -> str:
     """All tables, and links to the figures."""
     parts = [
         ["# Evaluation", ""],
-        _runs(found["runs"]),
-        *(_benchmark(task, each, found) for task, each in found["benchmarks"].items()),
-        _positions(found["positions"]),
-        _readings(found["readings"]),
-        _paper(found["paper"]),
+        _runs(report["runs"]),
+        *(_benchmark(task, each, report) for task, each in report["benchmarks"].items()),
+        _positions(report["positions"]),
+        _readings(report["readings"]),
+        _paper(report["paper"]),
         [line for figure in figures for line in (f"![{figure}]({figure})", "")],
     ]
     return "\n".join(line for part in parts for line in part)
@@ -43,7 +43,7 @@ def _runs(runs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
 
 
-def _benchmark(task: str, each: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+def _benchmark(task: str, each: Mapping[str, Any], report: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {task}"
     yield ""
     for kind, what in COUNTED.items():
@@ -54,7 +54,7 @@ def _benchmark(task: str, each: Mapping[str, Any], found: Mapping[str, Any]) -> 
     if each["wording"]:
         yield f"Wording of the prompts: {', '.join(each['wording'])}."
         yield ""
-    level = round(100 * found["bootstrap"]["level"])
+    level = round(100 * report["bootstrap"]["level"])
     for metric, rows in each["metrics"].items():
         yield f"`{metric}` ({level} % intervals by bootstrap over texts):"
         yield ""
@@ -64,12 +64,12 @@ def _benchmark(task: str, each: Mapping[str, Any], found: Mapping[str, Any]) -> 
             for name, row in rows.items()
         ]  # fmt: skip
         yield from _table(["run", "mean", "less the window's", "gap recovered", "samples"], lines)
-    if task in found["evidence"]:
-        yield from _evidence(found["evidence"][task])
+    if task in report["evidence"]:
+        yield from _evidence(report["evidence"][task])
 
 
 def _evidence(split: Mapping[str, Any]) -> Iterator[str]:
-    """Only what a query sees at its own layer's input: see `ahn.evaluation.evidence`."""
+    """Scores by where the evidence stood, in the sense of `ahn.evaluation.evidence`."""
     places = (SINKS, WINDOW, EVICTED, ABSENT)
     for metric, runs in split["metrics"].items():
         yield (

@@ -1,4 +1,4 @@
-"""What `ahn eval` wrote, read back."""
+"""Finished runs of `ahn eval`, loaded from their folders."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     """
     runs: dict[str, Run] = {}
     for folder in folders:
-        found = [folder] if (folder / "run.json").is_file() else sorted(folder.glob("*/"))
-        found = [path for path in found if (path / "results.json").is_file()]
-        if not found:
+        finished = [folder] if (folder / "run.json").is_file() else sorted(folder.glob("*/"))
+        finished = [path for path in finished if (path / "results.json").is_file()]
+        if not finished:
             raise ValueError(f"{folder}: expected runs that ahn eval has finished, got none")
-        for path in found:
+        for path in finished:
             if path.name in runs:
                 raise ValueError(f"{path}: expected runs of different names, got another of it")
             runs[path.name] = _read(path)

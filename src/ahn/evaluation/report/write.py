@@ -20,9 +20,9 @@ def write_report(folders: Iterable[Path], output: Path) -> dict[str, Any]:
 
     Raises ValueError where there is no finished run, or `output` is in use.
     """
-    found = findings(read_runs(folders))
+    report = findings(read_runs(folders))
     with folder_written_whole(output) as folder:
-        figures = draw(found, folder)
-        (folder / "report.md").write_text(markdown(found, figures), encoding="utf-8")
-        write_json(folder / "report.json", found)
-    return found
+        figures = draw(report, folder)
+        (folder / "report.md").write_text(markdown(report, figures), encoding="utf-8")
+        write_json(folder / "report.json", report)
+    return report

@@ -1,4 +1,4 @@
-"""One run: lm-eval's evaluation with its response cache, and what it found, sample by sample."""
+"""One run: lm-eval's evaluation with its response cache, and the result of every sample."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DESCRIBED = ("doc_id", "doc", "target", "resps", "filtered_resps", "doc_hash", "
 def run_tasks(
     lm: AHNLM, loaded: LoadedTasks, folder: RunFolder, *, chat_template: bool, seed: int
 ) -> None:
-    """Answer what is not answered yet and write the scores, on the first process."""
+    """Answer every sample that has no answer yet; the first process writes the scores."""
     seed_all(seed)
     started = time.perf_counter()
-    lm.on_reading = folder.note_reading if lm.rank == 0 else None
+    lm.on_batch = folder.note_batch if lm.rank == 0 else None
     cached = CachingLM(lm, f"{folder.responses}_rank{lm.rank}.db")
     try:
-        found = evaluate(
+        evaluated = evaluate(
             cached,
             {"tasks": loaded.tasks, "groups": {}, "group_map": {}},
             samples=_all_chosen(loaded),
@@ -45,9 +45,9 @@ def run_tasks(
         )
     finally:
         cached.dbdict.close()
-    if found is None:
+    if evaluated is None:
         return
-    samples = {name: _described(lm, records) for name, records in found["samples"].items()}
+    samples = {name: _described(lm, records) for name, records in evaluated["samples"].items()}
     results = {
         "tasks": {name: _summary(loaded.tasks[name], each) for name, each in samples.items()},
         "ahn_config": _settings(lm),
@@ -60,7 +60,7 @@ def run_tasks(
 
 
 def _all_chosen(loaded: LoadedTasks) -> dict[str, list[int]] | None:
-    """lm-eval's `samples`: indices for every task, or None for all of all."""
+    """lm-eval's `samples`: indices for every task; None means all samples of all tasks."""
     if not loaded.chosen:
         return None
     every = {name: list(range(len(task.eval_docs))) for name, task in loaded.tasks.items()}
@@ -68,7 +68,7 @@ def _all_chosen(loaded: LoadedTasks) -> dict[str, list[int]] | None:
 
 
 def _described(lm: AHNLM, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is kept of each sample, in the data set's order: scores, evidence, what went wrong."""
+    """The record of each sample, in the data set's order: answer, scores and evidence."""
     described = []
     for record in sorted(records, key=lambda record: record["doc_id"]):
         prompt = record["arguments"][0][0]
@@ -87,8 +87,8 @@ def _described(lm: AHNLM, records: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
     """By metric; RULER says -1 for each length that a sample is not of."""
-    found = {metric: record[metric] for metric in record["metrics"]}
-    return {metric: x for metric, x in found.items() if not (metric.isdigit() and x == -1)}
+    scores = {metric: record[metric] for metric in record["metrics"]}
+    return {metric: x for metric, x in scores.items() if not (metric.isdigit() and x == -1)}
 
 
 def _is_skipped(record: Mapping[str, Any]) -> bool:
@@ -104,14 +104,14 @@ def _is_empty(record: Mapping[str, Any]) -> bool:
 
 
 def _summary(task: Task, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Number of samples, of those skipped or answered by nothing, and each metric."""
+    """Each metric, and the numbers of samples, of skipped ones and of empty answers."""
     values: dict[str, list[Any]] = {}
     for sample in samples:
         for metric, value in sample["scores"].items():
             values.setdefault(metric, []).append(value)
     aggregations = task.aggregation()
     metrics = {
-        metric: float(aggregations.get(metric, fmean)(found)) for metric, found in values.items()
+        metric: float(aggregations.get(metric, fmean)(each)) for metric, each in values.items()
     }
     return {
         "samples": len(samples),

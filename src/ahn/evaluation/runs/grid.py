@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ahn.checkpoint.hub import memory_folder
-from ahn.checkpoint.names import embedded_folders
+from ahn.checkpoint.named_models import resolve
 from ahn.evaluation.lm import AHNLM, METHODS
 from ahn.evaluation.lm.methods import method_named
 from ahn.evaluation.runs.execute import run_tasks
@@ -19,10 +19,11 @@ from ahn.evaluation.runs.suite import LoadedTasks, Suite, load_tasks
 
 @dataclass(frozen=True)
 class Grid:
-    """What is evaluated.
+    """The model, memories and methods of an evaluation.
 
     Attributes:
-        model: folder or hub name of a base or merged model, or `embedded`.
+        model: folder or hub name of a base or merged model, or one of
+            `ahn.checkpoint.NAMED_MODELS`.
         memories: folders or names of memories for it; empty for a model that has its own or none.
         methods: names of `METHODS`.
         window, num_sinks: win over the memories' own.
@@ -41,7 +42,7 @@ class Grid:
     def runs(self) -> Iterator[tuple[str, str | None, str]]:
         """Name, memory and method of each run, those of one memory together.
 
-        What needs no memory runs once.
+        A method that needs no memory runs once, with the first memory attached.
         """
         for index, memory in enumerate(self.memories or (None,)):
             for method in self.methods:
@@ -64,7 +65,7 @@ def evaluate_grid(grid: Grid, suite: Suite, output: Path) -> list[RunFolder]:
         raise ValueError(f"memories: expected ones of different names, got {grid.memories}")
     for given in grid.memories:
         memory_folder(_resolved(grid, given), None, {})
-    base = str(embedded_folders(grid.model, None)[0])
+    base = str(resolve(grid.model)[0])
     folders = [RunFolder(output / name) for name in names]
     tasks: LoadedTasks | None = None
     lm: AHNLM | None = None
@@ -102,11 +103,11 @@ def _load(grid: Grid, memory: str | None, method: str) -> AHNLM:
 
 
 def _resolved(grid: Grid, memory: str | None) -> Any:
-    return embedded_folders(grid.model, memory)[1]
+    return resolve(grid.model, memory)[1]
 
 
 def _identity(grid: Grid, suite: Suite, memory: str | None, method: str) -> dict[str, Any]:
-    """All that the answers of a run depend on."""
+    """Everything that the answers of a run depend on."""
     asked = {**asdict(suite), "data": suite.data and str(suite.data)}
     resolved = _resolved(grid, memory)
     return {

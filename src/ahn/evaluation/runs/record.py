@@ -1,4 +1,4 @@
-"""A run on disk: one folder with what was asked, the answers so far, and, once done, the scores."""
+"""A run on disk: a folder with its settings, the answers so far and, at the end, the scores."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ahn.io.checksum import read_json
 from ahn.io.files import write_json, written_whole
 
 PACKAGES = ("ahn", "torch", "transformers", "lm-eval", "datasets")
-LONGEST = 2000  # characters of a document's value that are kept in a sample's record
+LONGEST = 2000  # characters of a document's value that a sample's record holds
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run is kept.
+    """The files of a run.
 
-    `run.json` says what was asked, `responses_rank*.db` holds lm-eval's answers as they come,
-    `readings.jsonl` time and bytes of each reading, and in the end `samples/TASK.jsonl` what became
-    of each sample and `results.json` the scores.
+    `run.json` holds the settings, `responses_rank*.db` lm-eval's answers as they come, and
+    `readings.jsonl` time and bytes of each batch. At the end `samples/TASK.jsonl` holds a record of
+    each sample and `results.json` the scores.
     """
 
     path: Path
@@ -40,23 +40,27 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether the scores are there."""
+        """Whether the scores are written."""
         return (self.path / "results.json").is_file()
 
     def claim(self, identity: Mapping[str, Any], write: bool = True) -> None:
-        """Begin the run, or go on with one that asks the same.
+        """Begin the run, or continue one with the same settings.
 
-        Raises ValueError that names what differs.
+        Args:
+            identity: the settings.
+            write: whether to write them; only the first process does.
+
+        Raises ValueError naming the first setting that differs.
         """
         file = self.path / "run.json"
         wanted = json.loads(json.dumps(identity))
         if file.is_file():
-            found = read_json(file)
-            differing = [k for k in {**wanted, **found} if wanted.get(k) != found.get(k)]
+            recorded = read_json(file)
+            differing = [k for k in {**wanted, **recorded} if wanted.get(k) != recorded.get(k)]
             for key in differing:
                 raise ValueError(
                     f"{self.path}: expected a run with {key} {wanted.get(key)}, got one with "
-                    f"{found.get(key)}: give another --output"
+                    f"{recorded.get(key)}: give another --output"
                 )
         elif write:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -73,27 +77,27 @@ class RunFolder:
         write_json(self.path / "results.json", results)
 
     def scores(self) -> Iterator[str]:
-        """A line of each task: metrics, samples, how many were skipped or answered by nothing."""
-        for task, found in read_json(self.path / "results.json")["tasks"].items():
-            metrics = ", ".join(f"{name} {value:.4g}" for name, value in found["metrics"].items())
-            counts = [f"{found['samples']} samples"]
-            counts += [f"{found['skipped']} skipped as too long"] if found["skipped"] else []
-            counts += [f"{found['empty']} answered by nothing"] if found["empty"] else []
+        """A line for each task: metrics, samples, skipped ones and empty answers."""
+        for task, result in read_json(self.path / "results.json")["tasks"].items():
+            metrics = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
+            counts = [f"{result['samples']} samples"]
+            counts += [f"{result['skipped']} skipped as too long"] if result["skipped"] else []
+            counts += [f"{result['empty']} answered by nothing"] if result["empty"] else []
             yield f"{task}: {metrics or 'no score'} ({', '.join(counts)})"
 
-    def note_reading(self, reading: Mapping[str, Any]) -> None:
-        """Append what one reading took."""
+    def note_batch(self, cost: Mapping[str, Any]) -> None:
+        """Append time and bytes of one batch."""
         with self.readings.open("a") as file:
-            file.write(json.dumps(reading) + "\n")
+            file.write(json.dumps(cost) + "\n")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that answers depend on."""
+    """Versions of Python and of the packages that answers depend on."""
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
 
 
 def fingerprint(folder: str | None) -> str | None:
-    """SHA-256 of the files of a memory's folder; of a name on the hub the name."""
+    """SHA-256 of the files in a memory's folder; a name on the hub stands for itself."""
     if folder is None or not Path(folder).is_dir():
         return folder
     digest = hashlib.sha256()
@@ -106,7 +110,7 @@ def fingerprint(folder: str | None) -> str | None:
 
 
 def shortened(value: Any) -> Any:
-    """The same with long texts replaced by their hash and length."""
+    """The same value with every long text replaced by its hash and length."""
     if isinstance(value, str) and len(value) > LONGEST:
         digest = hashlib.sha256(value.encode()).hexdigest()
         return {"sha256": digest, "characters": len(value)}

@@ -33,13 +33,13 @@ GROUPS = {
     "infinitebench-qa": ("infinitebench_longbook_qa_en",),
     "ruler": ("ruler",),
 }
-# Where lm-eval keeps those: its whole index takes many seconds to build.
+# lm-eval's folders of those. The index of all its tasks takes many seconds to build.
 FOLDERS = tuple(
     Path(lm_eval.tasks.__file__).parent / x for x in ("longbench", "infinitebench", "ruler")
 )
-OWN = "ahn_"  # what the names of this package's tasks begin with
-MADE = ("ahn_needle", "ahn_ppl")  # from texts, as many as asked
-# Which tasks take which option, by the beginning of their names; "" is any that reads a data set.
+OWN = "ahn_"  # beginning of the names of this package's tasks
+MADE = ("ahn_needle", "ahn_ppl")  # tasks whose samples are made from texts
+# Which tasks take which option, by the beginning of their names.
 USERS = {
     "lengths": (*MADE, "ahn_lveval", *ruler.BEGINNINGS),
     "depths": ("ahn_needle",),
@@ -47,12 +47,12 @@ USERS = {
 }
 OFFICIAL = {"longbook_qa_en": "longbook_qa_eng"}  # splits that the benchmark calls otherwise
 LENGTH_NAMES = ("level", "max_length")  # under which LV-Eval and RULER say what was asked
-RENAMED = {"question": "input"}  # of the copy of LongBench that lm-eval reads: LongBench's own
+RENAMED = {"question": "input"}  # columns of lm-eval's copy of LongBench, and the benchmark's
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What is asked.
+    """The tasks of an evaluation and their options.
 
     Attributes:
         names: groups of `GROUPS` or any of lm-eval's tasks, groups and tags.
@@ -60,9 +60,9 @@ class Suite:
         depths: of needles, between 0 and 1.
         samples: the most of each task; of RULER and LV-Eval samples, of needles haystacks, of each
             length; of ppl documents.
-        texts: what needles are hidden in and `ppl` reads.
+        texts: documents for needles and `ppl`.
         data: folder with `NAME.jsonl` of each data set, RULER's files or PG19; None is the hub.
-        seed: of everything random.
+        seed: of all random choices.
     """
 
     names: tuple[str, ...]
@@ -74,7 +74,7 @@ class Suite:
     seed: int = 0
 
     def task_options(self, tokenizer: str) -> dict[str, Any]:
-        """What tasks are given to make their samples with."""
+        """The options that tasks make their samples from."""
         options: dict[str, Any] = {"tokenizer": tokenizer, "seed": self.seed}
         if self.lengths is not None:
             options |= {"lengths": list(self.lengths), "length": max(self.lengths)}
@@ -91,7 +91,7 @@ class Suite:
 
 @dataclass
 class LoadedTasks:
-    """Tasks by name, and which of their samples are asked."""
+    """Tasks by name, and the indices of their samples where not all are wanted."""
 
     tasks: dict[str, Task]
     chosen: dict[str, list[int]] = field(default_factory=dict)
@@ -120,15 +120,15 @@ def load_tasks(suite: Suite, tokenizer: str) -> LoadedTasks:
 
 def _first_of_each_length(documents: Iterable[dict[str, Any]], count: int) -> list[int]:
     """Indices of the first `count` samples, of each length where a benchmark asks several."""
-    found: dict[Any, list[int]] = {}
+    by_length: dict[Any, list[int]] = {}
     for index, document in enumerate(documents):
         length = next((document[name] for name in LENGTH_NAMES if name in document), None)
-        found.setdefault(length, []).append(index)
-    return sorted(index for indices in found.values() for index in indices[:count])
+        by_length.setdefault(length, []).append(index)
+    return sorted(index for indices in by_length.values() for index in indices[:count])
 
 
 def _manager(suite: Suite, tokenizer: str) -> TaskManager:
-    """With lm-eval's whole index where a name is in none of our folders."""
+    """lm-eval's index, of all its tasks only where a name is in none of our folders."""
     options = suite.task_options(tokenizer)
     manager = TaskManager(
         include_path=[str(TASKS), *FOLDERS], include_defaults=False, metadata=options
@@ -159,7 +159,7 @@ def _leaves(manager: TaskManager, name: str) -> Iterator[str]:
 
 
 def _check_used(suite: Suite, names: Iterable[str]) -> None:
-    """An option that no task takes is refused."""
+    """Refuse an option that no task takes."""
     for option, users in USERS.items():
         if getattr(suite, option) is not None and not any(n.startswith(users) for n in names):
             raise ValueError(f"{option}: expected a task that takes it, got {', '.join(names)}")

@@ -56,8 +56,8 @@ def process_results(name: str, doc: Mapping[str, Any], results: list[str]) -> di
     if name in FEW_SHOT:
         prediction = prediction.lstrip("\n").split("\n")[0]
     classes = doc.get("all_classes")
-    found = (METRICS[name](prediction, answer, all_classes=classes) for answer in doc["answers"])
-    return {"score": float(max(found, default=0.0))}
+    scores = (METRICS[name](prediction, answer, all_classes=classes) for answer in doc["answers"])
+    return {"score": float(max(scores, default=0.0))}
 
 
 def checked(

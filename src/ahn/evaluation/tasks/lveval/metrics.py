@@ -83,8 +83,8 @@ def _allowed_chinese(text: str) -> list[str]:
 
 def _recall(words: Sequence[str], wanted: Sequence[str], blacklist: frozenset[str]) -> float:
     common = Counter(words) & Counter(wanted)
-    found = sum(count for word, count in common.items() if word not in blacklist)
-    return found / len(wanted) if wanted else 0.0
+    matched = sum(count for word, count in common.items() if word not in blacklist)
+    return matched / len(wanted) if wanted else 0.0
 
 
 def _f1(words: Sequence[str], wanted: Sequence[str]) -> float:

@@ -75,8 +75,8 @@ def _prompt(name: str, language: str, data: str | None) -> tuple[str, str]:
     """Whose wording, and the prompt with `{context}` and `{input}`."""
     config = None if data is None else Path(data) / "config.py"
     if config is None or not config.is_file():
-        own = Path(__file__).parent / f"prompt_{language}.txt"
-        return OWN_WORDING, own.read_text(encoding="utf-8").removesuffix("\n")
+        prompt = Path(__file__).parent / f"prompt_{language}.txt"
+        return OWN_WORDING, prompt.read_text(encoding="utf-8").removesuffix("\n")
     for node in ast.parse(config.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DATASET_PROMPT":
             return BENCHMARK_WORDING, ast.literal_eval(node.value)[name]

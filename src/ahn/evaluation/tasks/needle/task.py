@@ -2,7 +2,7 @@
 
 A haystack of a given length in tokens holds one needle at each depth, a line such as
 `# the secret word of river is stone`. Its end asks for all of them, in random order, by the same
-words; earlier answers stay in the text. So all needles of a haystack are read in one pass, and a
+words; earlier answers stay in the text. So one pass over a haystack scores all its needles, and a
 small model that can copy within its window can answer. A question is scored twice: among the
 values of all needles of its haystack (`acc`, chance is one of them), and whether the right value
 is the likeliest continuation at all (`recall`); `nats` is what it costs, the measure that moves
@@ -108,13 +108,13 @@ def _stretch(
         raise ValueError(f"lengths: expected {1 - length} more tokens, to hold all needles")
     if length > sum(sizes):
         raise ValueError(f"texts: expected at least {length} tokens, got {sum(sizes)}")
-    found: list[tuple[str, int]] = []
+    hay: list[tuple[str, int]] = []
     start, total = chance.randrange(len(lines)), 0
     while total < length:
-        index = (start + len(found)) % len(lines)
-        found.append((lines[index], sizes[index]))
+        index = (start + len(hay)) % len(lines)
+        hay.append((lines[index], sizes[index]))
         total += sizes[index]
-    return found
+    return hay
 
 
 def _questions(

@@ -1,7 +1,7 @@
 """How well long texts are predicted, by position: nats per token and bits per byte.
 
 A text is cut into stretches at about doubling positions (two an octave), at ends of lines; each is
-scored given all before it. The contexts are beginnings of one text, so it is read once.
+scored given all before it. All contexts are beginnings of one text, so one pass scores them.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def dataset(
     if length < 2 or documents < 1:
         raise ValueError(f"length, documents: expected at least 2, 1, got {length}, {documents}")
     encoder = task_tokenizer(tokenizer, pretrained)
-    beginning = encoder.bos_token or ""  # else lm-eval's own prefix, before the first stretch alone
+    beginning = encoder.bos_token or ""  # without it lm-eval adds its prefix, but only to the first
     stretches: list[dict[str, Any]] = []
     taken = longest = 0
-    for name, text, starts in _pieces(named_texts(texts, data), length, encoder):
+    for name, text, starts in _documents(named_texts(texts, data), length, encoder):
         longest = max(longest, len(starts))
         if len(starts) < length:
             continue
@@ -78,20 +78,20 @@ def ratio(items: Sequence[tuple[float, int]]) -> float:
     return sum(cost for cost, _ in items) / sum(size for _, size in items)
 
 
-def _pieces(
+def _documents(
     texts: Iterable[tuple[str, str]], length: int, encoder: Any
 ) -> Iterator[tuple[str, str, Sequence[int]]]:
-    """Name, text and token starts of the first piece of each text, then of each second piece.
+    """Name, text and token starts of the first document in each text, then of the second, ...
 
-    A piece with at least `length` tokens ends there; the next begins with the line after.
+    A document of at least `length` tokens ends there; the next begins with the line after.
     """
     number = 0
     while texts:
         number, rest = number + 1, []
         for name, text in texts:
-            piece = text[: CHARACTERS_PER_TOKEN * length]
-            starts = token_starts(encoder, piece)
-            yield name if number == 1 else f"{name}, {number}", piece, starts
+            document = text[: CHARACTERS_PER_TOKEN * length]
+            starts = token_starts(encoder, document)
+            yield name if number == 1 else f"{name}, {number}", document, starts
             end = len(starts) >= length and text.find("\n", starts[length - 1]) + 1
             if end:
                 rest.append((name, text[end:]))

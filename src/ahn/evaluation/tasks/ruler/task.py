@@ -58,7 +58,7 @@ def dataset(
 
 
 def prepare(data: Path | None) -> None:
-    """Let nltk look into the folder: lm-eval asks for its data as soon as a task is read."""
+    """Let nltk look into the folder: lm-eval asks for its data as soon as a task is loaded."""
     if data is not None and (path := str(data / "nltk_data")) not in nltk.data.path:
         nltk.data.path.insert(0, path)
 
@@ -88,9 +88,9 @@ def _haystack(get: Callable[..., Any], folder: Path, type_haystack: str) -> Any:
     return text["text"].split()
 
 
-def _questions(known: dict[str, Any], read: Callable[..., Any], file: Path) -> Any:
+def _questions(known: dict[str, Any], load: Callable[..., Any], file: Path) -> Any:
     with patch.dict(known, download_json=lambda _: _json(file)):
-        return read()
+        return load()
 
 
 def _json(file: Path) -> Any:
