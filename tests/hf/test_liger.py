@@ -45,7 +45,7 @@ def stand_in(monkeypatch):
     rope.liger_rotary_pos_emb = _rope
     for module in (ops, rope):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(liger, "_why_not_here", lambda decoder: None)
+    monkeypatch.setattr(liger, "_machine_reason", lambda decoder: None)
     CALLS.clear()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ahn.bench.machine import synchronize
 from ahn.bench.models import BenchModel, filled_cache
 from ahn.cost import decode_bytes
-from ahn.runtime.decode_step import Step
+from ahn.runtime.decode_step import DecodeStep
 
 ROUND = 8  # tokens timed together
 
@@ -32,7 +32,7 @@ def bench_decode(
 
     Args:
         tokens: read before; their cache is filled with random numbers.
-        steps: see `ahn.runtime.decode_step.Step`; full attention grows, so it always runs eagerly.
+        steps: see `ahn.runtime.decode_step.DecodeStep`; full attention grows, so it always runs eagerly.
         new_tokens: timed, after some that warm up.
     """
     rows = []
@@ -58,7 +58,7 @@ def _measure(
     bench: BenchModel, method: str, cache: Any, how: str, new_tokens: int, batch: int
 ) -> dict[str, float]:
     """Warm-up in seconds, then milliseconds a step, each token chosen from the last logits."""
-    read = _full(bench, cache) if method == "full" else Step(bench.model, cache, how)
+    read = _full(bench, cache) if method == "full" else DecodeStep(bench.model, cache, how)
     token = torch.arange(batch, device=bench.device) % bench.shape.vocabulary
     start = time.perf_counter()
     token = _decode(read, token, ROUND)

@@ -18,7 +18,7 @@ from ahn.bench.profile import kernel_times
 from ahn.cost import prefill_flops
 from ahn.generation import prefill
 from ahn.layer.cache import AHNCache
-from ahn.runtime.prefill_chunk import prefill_chunk
+from ahn.runtime.prefill_chunk import default_prefill_chunk_size
 
 FULL_KERNELS = [  # of full attention, the fastest on a GPU first
     SDPBackend.CUDNN_ATTENTION,
@@ -61,7 +61,7 @@ def profile_prefill(
 
 
 def _profile(bench: BenchModel, method: str, chunk: int | None) -> list[dict[str, Any]]:
-    size = chunk or prefill_chunk(bench.model, 1)
+    size = chunk or default_prefill_chunk_size(bench.model, 1)
     ids = _prompt(bench, size)
     with bench.method(method):
         _, cache = prefill(bench.model, _prompt(bench, bench.settings.budget + size))
@@ -102,7 +102,10 @@ def _row(
     if method == "full":
         row["how"] = "one forward" + (", cuDNN first" if bench.device.type == "cuda" else "")
     else:
-        row |= {"window": bench.settings.window, "chunk": chunk or prefill_chunk(bench.model, 1)}
+        row |= {
+            "window": bench.settings.window,
+            "chunk": chunk or default_prefill_chunk_size(bench.model, 1),
+        }
     before = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
     try:
         with peak_memory(bench.device) as peak:

@@ -16,8 +16,8 @@ from ahn.layer.cache import AHNCache
 from ahn.layer.context import FULL
 from ahn.memory import Memory, PositionRouter
 from ahn.modeling.saving import AUTO_MAP, PREFIX, SavedWithMemory
-from ahn.runtime.decode_step import GenerateStep
-from ahn.runtime.prefill_chunk import prefill_chunk
+from ahn.runtime.generate_step import GenerateStep
+from ahn.runtime.prefill_chunk import default_prefill_chunk_size
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # registered on import; others when attached
 INITIALIZED = "_is_hf_initialized"  # transformers' mark of a module it need not initialise
@@ -140,7 +140,7 @@ def _read_in_chunks(model: Any, generation_config: Any, inputs: dict[str, Any], 
     rows = batch * max(
         generation_config.num_beams or 1, generation_config.num_return_sequences or 1
     )
-    chunk = prefill_chunk(model, rows)
+    chunk = default_prefill_chunk_size(model, rows)
     if generation_config.prefill_chunk_size is None and length > chunk:
         generation_config.prefill_chunk_size = chunk
 
