@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ahn
+from added_families import ADDED, added_base
 from ahn.generation import prefill, stream
 from ahn.runtime.decode_step import DecodeStep
 from ahn.runtime.fused_decoder import fused_unsupported_reason
@@ -22,6 +23,7 @@ from tiny_models import (
     shared_model,
 )
 
+SETTINGS = ahn.AHNConfig(window=WINDOW, num_sinks=4)
 BUFFERS = ("keys", "values", "gates", "recurrent_state")
 
 
@@ -213,6 +215,27 @@ def test_what_stops_a_fused_step_is_named(change, reason):
     model = new_model("Qwen3")
     change(model)
     assert reason in fused_unsupported_reason(model)
+
+
+def test_hooks_of_the_decoder_are_its_own_but_those_of_others_are_not():
+    model = new_model("Qwen3")
+    attention = model.model.layers[0].self_attn
+    handle = attention.register_forward_pre_hook(_hook)
+    reason = fused_unsupported_reason(model)
+    assert reason == "no hooks, got a forward pre-hook on Qwen3Attention"
+    handle.remove()
+    model.model.norm.register_forward_hook(lambda *_: None)
+    reason = fused_unsupported_reason(model)
+    assert reason == "no hooks, got a forward hook on Qwen3RMSNorm"
+
+
+@pytest.mark.parametrize("family", ADDED)
+def test_an_entry_makes_a_family_known_to_the_fused_step(family, monkeypatch):
+    stranger = ahn.attach(ADDED[family][1](), SETTINGS)
+    reason = f"layers of qwen2, qwen3, llama, mistral, got {family}DecoderLayer"
+    assert fused_unsupported_reason(stranger) == reason
+    known = ahn.attach(added_base(family, monkeypatch), SETTINGS)
+    assert "a CUDA device" in fused_unsupported_reason(known)
 
 
 @pytest.mark.parametrize("settings", [{"use_q_proj": True}, {"use_router": True}])

@@ -32,7 +32,7 @@ def bench_decode(
 
     Args:
         tokens: read before; their cache is filled with random numbers.
-        steps: see `ahn.runtime.decode_step.DecodeStep`; full attention grows, so it always runs eagerly.
+        steps: see `ahn.runtime.decode_step.DecodeStep`; full attention runs eagerly.
         new_tokens: timed, after some that warm up.
     """
     rows = []
