@@ -109,10 +109,8 @@ def _row(
     if method == "full":
         row["how"] = "one forward" + (", cuDNN first" if bench.device.type == "cuda" else "")
     else:
-        row |= {
-            "window": bench.settings.window,
-            "chunk": size or default_prefill_chunk_size(bench.model, 1),
-        }
+        size = size or default_prefill_chunk_size(bench.model, 1)
+        row |= {"window": bench.settings.window, "chunk": size}
     before = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
     try:
         with peak_memory(bench.device) as peak:

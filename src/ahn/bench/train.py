@@ -22,8 +22,8 @@ from ahn.training.losses import LossWeights
 from ahn.training.sharding import round_weights_alone
 
 STRATEGIES = ("ddp", "fsdp2")
-# The original code on one H200: shape of Qwen2.5-3B, window 2,048, no sinks, KL. Tokens of a step to
-# tokens per second and peak GiB over the weights, both measured.
+# The original code on one H200, shape of Qwen2.5-3B, window 2,048, no sinks, KL: from tokens of a
+# step to measured tokens per second and peak GiB over the weights.
 ORIGINAL = {24576: (9812, 56.0), 8192: (10555, 16.4)}
 WARM_UP = 2
 

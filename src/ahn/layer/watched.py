@@ -11,6 +11,9 @@ ACCELERATE_HOOK = "accelerate's hook"
 REPLACED_FORWARD = "a replaced forward"
 COMPILED_CALL = "a compiled call"
 DISTRIBUTED_WRAPPER = "a distributed wrapper"
+# Without gradients these change nothing: what is compiled, or replaced by faster kernels, computes
+# the same function.
+HARMLESS = frozenset({BACKWARD_HOOK, COMPILED_CALL, REPLACED_FORWARD})
 
 
 def watchers_of(module: nn.Module, own_hooks: tuple[type, ...] = ()) -> set[str]:

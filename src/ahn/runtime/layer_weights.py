@@ -10,12 +10,9 @@ from torch import nn
 
 from ahn.hf.families import FAMILIES, Family, family_of
 from ahn.hf.hooks import AttentionHook
-from ahn.layer.watched import BACKWARD_HOOK, COMPILED_CALL, REPLACED_FORWARD, watchers_of
+from ahn.layer.watched import HARMLESS, watchers_of
 from ahn.memory import Memory
 from ahn.ops.gemv import Linear, Norm
-
-# A step needs no gradient, and what is compiled, or replaced by Liger, computes the same function.
-HARMLESS = {BACKWARD_HOOK, COMPILED_CALL, REPLACED_FORWARD}
 
 
 @dataclass(frozen=True)
