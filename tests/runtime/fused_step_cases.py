@@ -59,9 +59,7 @@ def assert_equals_the_general_path(model, ids, mask=None, mode=MEMORY):
     with ahn.memory_off(model) if mode == WINDOW else contextlib.nullcontext():
         _, cache = prefill(model, ids, attention_mask=mask)
         other = cache.fork()
-        position = torch.full_like(ids[:, 0], cache.get_seq_length())
-        if (padding := cache.memory_layers[0].padding) is not None:
-            position -= padding
+        position = cache.memory_layers[0].positions(cache.get_seq_length(), 1)[:, 0]
         got, tokens = fused_steps(model, other, mode, ids[:, -1], position)
         expected = torch.stack([prefill(model, token[:, None], cache)[0] for token in tokens.T], 1)
     assert_close(got, expected, 1e-5)
