@@ -8,7 +8,7 @@ from measures import DEVICE
 
 from ahn.generation import prefill
 from ahn.ops.window_attention import cudnn_autograd, cudnn_forward
-from ahn.runtime.decode_step import Step
+from ahn.runtime.decode_step import DecodeStep
 from ahn.training import Distiller
 from op_calls import flat, op_calls
 from tiny_models import new_model, over_cells, random_ids
@@ -57,7 +57,7 @@ def test_an_attached_model_runs_pytorch_alone(cell, pytorch_alone):
     def run():
         with torch.no_grad():
             logits, cache = prefill(model, ids)
-            step = Step(model, cache, "eager")
+            step = DecodeStep(model, cache, "eager")
             for _ in range(3):
                 logits = step(logits.argmax(-1))
         assert logits.isfinite().all()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ahn.hf.inputs import left_padding
 from ahn.layer.cache import AHNCache
 from ahn.runtime.fill_cache import fill_cache
-from ahn.runtime.prefill_chunk import prefill_chunk
+from ahn.runtime.prefill_chunk import default_prefill_chunk_size
 
 
 @torch.no_grad()
@@ -41,7 +41,8 @@ def prefill(
     cache = AHNCache(model.config) if cache is None else cache
     padding = _left_padding(ids, attention_mask, cache)
     if prefill_chunk_size is None:
-        prefill_chunk_size = prefill_chunk(model, ids.shape[0] if isinstance(ids, Tensor) else 1)
+        batch = ids.shape[0] if isinstance(ids, Tensor) else 1
+        prefill_chunk_size = default_prefill_chunk_size(model, batch)
     logits = None
     for chunk, is_last in _with_last(split(ids, prefill_chunk_size)):
         chunk = chunk.to(model.device)

@@ -18,7 +18,7 @@ from transformers import (
 
 from ahn.generation.prefilling import prefill
 from ahn.layer.cache import AHNCache
-from ahn.runtime.decode_step import Step
+from ahn.runtime.decode_step import DecodeStep
 
 
 def stream(
@@ -44,7 +44,7 @@ def stream(
         temperature: 0 takes the likeliest token.
         top_k, top_p: sample among this many tokens, this much probability; 0 and 1 mean all.
         generator: source of the random numbers.
-        step: how a token is decoded, see `ahn.runtime.decode_step.Step`.
+        step: how a token is decoded, see `ahn.runtime.decode_step.DecodeStep`.
 
     Yields:
         Token ids `[B]`; a row that has ended repeats its end token.
@@ -58,7 +58,7 @@ def stream(
     logits, cache = prefill(
         model, ids, cache, prefill_chunk_size=prefill_chunk_size, attention_mask=attention_mask
     )
-    decode = Step(model, cache, step)
+    decode = DecodeStep(model, cache, step)
     tokens = _decoded(logits, decode, _end_tokens(model), lambda x: _choose(x, warp, generator))
     yield from islice(tokens, max_new_tokens)
 
