@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import ahn
 from ahn.generation import prefill
 from ahn.layer.modes import MEMORY, WINDOW
-from ahn.ops import overlap
+from ahn.ops import dependent_launch
 from ahn.ops.decoding import api as decoding
 from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 from ahn.ops.gemv import api as projection
@@ -29,7 +29,7 @@ NEW = 5  # tokens
 
 @pytest.fixture(autouse=True)
 def _on_a_cpu(monkeypatch):
-    monkeypatch.setattr(overlap, "launch_options", lambda *_: {"OVERLAP": False})
+    monkeypatch.setattr(dependent_launch, "launch_options", lambda *_: {"PDL": False})
     monkeypatch.setattr(decoding, "_multiprocessors", lambda device: 2)
     for name in ("ahn.ops.decoding.api", "ahn.layer.decode"):
         monkeypatch.setattr(sys.modules[name], "why_not_fused", lambda query, value: None)

@@ -126,7 +126,7 @@ class FusedDecoder:
         return NewToken(query, key, value, None, gates[..., :-1], gates[..., -1], transform)
 
     def _ring(self, cache: AHNCacheLayer, inputs: StepInputs, memory: LinearCell) -> Ring:
-        place = (inputs.slot, inputs.filled, inputs.keep, cache.keys.shape[2])
+        place = (inputs.ring_index, inputs.filled, inputs.write_mask, cache.keys.shape[2])
         return ring_of(cache, memory if self.mode.uses_memory else None, *place)
 
 

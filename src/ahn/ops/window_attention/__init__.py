@@ -3,9 +3,9 @@
 from ahn.ops.window_attention.api import (
     ExactRows,
     SavedOutputs,
-    columns,
-    count,
     decode_attention,
+    num_tokens,
+    token_slice,
     why_not_dense,
     window_attention,
 )
@@ -13,9 +13,9 @@ from ahn.ops.window_attention.api import (
 __all__ = [
     "ExactRows",
     "SavedOutputs",
-    "columns",
-    "count",
     "decode_attention",
+    "num_tokens",
+    "token_slice",
     "why_not_dense",
     "window_attention",
 ]

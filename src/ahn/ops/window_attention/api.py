@@ -9,24 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ahn.ops.moving import joined
-from ahn.ops.window_attention.cudnn_autograd import has_single_tokens, whole_window_attention
+from ahn.ops.wide_copy import concat_tokens
+from ahn.ops.window_attention.cudnn_autograd import cudnn_sequence_attention, has_single_tokens
 from ahn.ops.window_attention.cudnn_forward import (
-    dense_window_attention,
+    cudnn_window_attention,
     why_not_cudnn,
     why_not_dense,
 )
 from ahn.ops.window_attention.exact_rows import ExactRows
 from ahn.ops.window_attention.reference import blocked_window_attention, with_exact_rows
-from ahn.ops.window_attention.ring_views import columns, count
+from ahn.ops.window_attention.ring_views import num_tokens, token_slice
 from ahn.ops.window_attention.saved import SavedOutputs
 
 __all__ = [
     "ExactRows",
     "SavedOutputs",
-    "columns",
-    "count",
     "decode_attention",
+    "num_tokens",
+    "token_slice",
     "why_not_dense",
     "window_attention",
 ]
@@ -71,10 +71,10 @@ def window_attention(
         ValueError: T < C.
     """
     keys, values = ([x] if isinstance(x, Tensor) else x for x in (key, value))
-    before = count(keys) - query.shape[2]
+    before = num_tokens(keys) - query.shape[2]
     if before < 0:
         raise ValueError(
-            f"window_attention: expected at least {query.shape[2]} keys, got {count(keys)}"
+            f"window_attention: expected at least {query.shape[2]} keys, got {num_tokens(keys)}"
         )
     budget = sink_key.shape[2] + window
     whole = start == 0 and before in (0, budget) if isinstance(start, int) else False
@@ -84,27 +84,27 @@ def window_attention(
         and torch.is_grad_enabled()
         and why_not_cudnn(query, values[0], dropout) is None
     )
-    if whole and not has_single_tokens(count(keys), window, sink_key.shape[2], before):
-        tokens = (joined(keys), joined(values))
-        return whole_window_attention(query, *tokens, sink_key, sink_value, window, scale, kept)
+    if whole and not has_single_tokens(num_tokens(keys), window, sink_key.shape[2], before):
+        tokens = (concat_tokens(keys), concat_tokens(values))
+        return cudnn_sequence_attention(query, *tokens, sink_key, sink_value, window, scale, kept)
     reference = partial(
         blocked_window_attention,
         sink_key=sink_key, sink_value=sink_value,
         window=window, start=start, scale=scale, dropout=dropout, exact_rows=exact_rows,
     )  # fmt: skip
     if not isinstance(start, int) or exact_rows is not None:
-        return reference(query, joined(keys), joined(values))
+        return reference(query, concat_tokens(keys), concat_tokens(values))
     if why_not_dense(query, values[0], dropout):
-        return reference(query, joined(keys), joined(values))
+        return reference(query, concat_tokens(keys), concat_tokens(values))
     known = min(max(0, sink_key.shape[2] - start - before), query.shape[2])
     parts = []  # queries that are sinks themselves come in a text's first chunk alone
     if known:
-        key, value = (joined(columns(x, 0, before + known)) for x in (keys, values))
+        key, value = (concat_tokens(token_slice(x, 0, before + known)) for x in (keys, values))
         parts.append(reference(query[:, :, :known], key, value))
     if known < query.shape[2]:
         rest = (query[:, :, known:], keys, values, sink_key, sink_value)
-        parts.append(dense_window_attention(*rest, window, start, scale))
-    return joined(parts)
+        parts.append(cudnn_window_attention(*rest, window, start, scale))
+    return concat_tokens(parts)
 
 
 def decode_attention(
