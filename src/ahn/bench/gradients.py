@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahn.bench.machine import median_seconds, synchronize
-from ahn.memory import build_memory, registered_memories
+from ahn.memory import Evicted, LinearCell, build_memory, memory_by_name, registered_memories
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training.losses import head_losses
@@ -97,15 +97,16 @@ def _cells(tokens: int, heads: int, groups: int, dim: int, dtype: torch.dtype) -
     hidden = torch.randn(1, tokens, heads * dim, dtype=dtype, requires_grad=True)
     query = torch.randn(1, tokens, heads, dim, dtype=dtype, requires_grad=True)
     key, value = (
-        torch.randn(1, tokens, groups, dim, dtype=dtype, requires_grad=True) for _ in "kv"
+        torch.randn(1, groups, tokens, dim, dtype=dtype, requires_grad=True) for _ in "kv"
     )
-    for name in registered_memories():
+    evicted = Evicted(key, value, None, torch.arange(tokens, device=key.device)[None], None)
+    for name in filter(_has_kernels, registered_memories()):
         cell = build_memory(name, heads * dim, heads, dim)
         nn.init.normal_(cell.o_proj.weight, std=0.02)
 
         def forward(cell: nn.Module = cell) -> Tensor:
             with torch.autocast(hidden.device.type, dtype, enabled=dtype != torch.float32):
-                return cell(hidden, query, key, value, None, None, None)[0]
+                return cell(hidden, query, evicted, {}).read
 
         yield name, "ahn", forward, [hidden, query, key, value, *cell.parameters()]
 
@@ -118,3 +119,7 @@ def _head(tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, An
     student.requires_grad_()
     seconds = median_seconds(lambda: head_losses(head, student, teacher), device, repeats=3)
     return {"kernel": "head and KL, trained", "by": "ahn", "ms": seconds * 1e3}
+
+
+def _has_kernels(name: str) -> bool:
+    return issubclass(memory_by_name(name), LinearCell)

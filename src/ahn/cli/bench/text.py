@@ -38,7 +38,7 @@ def prefill(
     built, ceilings = setup.build()
     variants: dict[str, Any] = {
         "windows": sizes,
-        "chunks": None if chunks is None else list(chunks),
+        "prefill_chunk_sizes": None if chunks is None else list(chunks),
     }
     if profile:
         rows = profile_prefill(built, chosen, **variants)

@@ -21,7 +21,7 @@ MERGED = 4096  # numbers of the pieces that one program of the merge, a warp, lo
 def fused_decoding(token: NewToken, ring: Ring, cell: CellSpec | None, scale: float) -> Tensor:
     """`ahn.ops.decoding.fused_decoding` on a GPU."""
     pieces, read = _update_and_attend(token, ring, cell, scale)
-    return _merge_pieces(token, ring, pieces, read, cell, scale)
+    return _merge_splits(token, ring, pieces, read, cell, scale)
 
 
 def _update_and_attend(
@@ -57,10 +57,10 @@ def _update_and_attend(
         query, memory_query, ring.keys, ring.values, read if ring.gates is None else ring.gates,
         read if ring.state is None else ring.state, ring.slot, ring.filled, ring.keep, rate, bias,
         *norms[:3], read, largest, total, weighted, *query.stride()[:2], *memory_query.stride()[:2],
-        _row_stride(ring), settings.pop("angle_stride"), pieces=pieces, per_piece=per_piece,
-        updates=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
+        _row_stride(ring), settings.pop("angle_stride"), num_splits=pieces, split_size=per_piece,
+        state_programs=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
         # With many rows the state's small programs run last, where the pieces leave the GPU idle.
-        UPDATES_FIRST=batch == 1, NUM_GATES=gates, RULE=rule,
+        STATE_FIRST=batch == 1, NUM_GATES=gates, RULE=rule,
         HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK, num_stages=STAGES,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **settings, **_sizes(query, ring),
@@ -68,7 +68,7 @@ def _update_and_attend(
     return (largest, total, weighted), read
 
 
-def _merge_pieces(
+def _merge_splits(
     token: NewToken,
     ring: Ring,
     pieces: tuple[Tensor, Tensor, Tensor],
@@ -76,7 +76,7 @@ def _merge_pieces(
     cell: CellSpec | None,
     scale: float,
 ) -> Tensor:
-    from ahn.ops.decoding.triton import merge_pieces
+    from ahn.ops.decoding.triton import merge_splits
 
     query, key, value = token.query, token.key, token.value
     batch, heads, _, dim = query.shape
@@ -88,12 +88,12 @@ def _merge_pieces(
     gate_strides = (gates.stride(0), gates.stride(2), gates.stride(3), output_gate.stride(0))
     settings, norms = _transform_arguments(token, ring)
     columns = _columns(dim, min(64, max(1, MERGED // _power(count))))
-    merge_pieces[(batch * heads, _power(dim) // columns)](
+    merge_splits[(batch * heads, _power(dim) // columns)](
         query, key, value, gates, ring.keys, ring.values, old_gates, ring.slot, *norms, *pieces,
         read, output_gate, norm, o_proj, out,
         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *gate_strides,
-        _row_stride(ring), settings.pop("angle_stride"), scale=scale, pieces=count, eps=EPS,
-        COLUMNS=columns, PIECES=_power(count),
+        _row_stride(ring), settings.pop("angle_stride"), scale=scale, num_splits=count, eps=EPS,
+        COLUMNS=columns, SPLITS=_power(count),
         ALL_HEADS=_power(heads), NUM_GATES=0 if cell is None else gates.shape[-1],
         HAS_MEMORY=cell is not None, GATE_FIRST=cell is not None and cell.gate_first,
         num_warps=1,
@@ -107,12 +107,12 @@ def _transform_arguments(token: NewToken, ring: Ring) -> tuple[dict[str, Any], t
     transform, nothing = token.transform, token.query
     overlap = _overlap(token.query.device)
     if transform is None:
-        constants = {"NORMED": False, "ROTATED": False, "norm_eps": 0.0, "angle_stride": 0}
+        constants = {"QK_NORM": False, "ROPE": False, "norm_eps": 0.0, "angle_stride": 0}
         return constants | overlap, (nothing,) * 4
     norms = (nothing if x is None else x for x in (transform.query_norm, transform.key_norm))
     constants = {
-        "NORMED": transform.query_norm is not None,
-        "ROTATED": True,
+        "QK_NORM": transform.query_norm is not None,
+        "ROPE": True,
         "norm_eps": transform.eps,
         "angle_stride": 0 if len(transform.cos) == 1 else transform.cos.stride(0),
     }
@@ -121,8 +121,8 @@ def _transform_arguments(token: NewToken, ring: Ring) -> tuple[dict[str, Any], t
 
 def _overlap(device: torch.device) -> dict[str, Any]:
     if torch.compiler.is_compiling():  # torch.compile knows no such launches
-        return {"OVERLAP": False}
-    from ahn.ops.overlap import launch_options
+        return {"PDL": False}
+    from ahn.ops.dependent_launch import launch_options
 
     return launch_options(device)
 

@@ -81,8 +81,8 @@ def _run_vector(
     residual: Tensor | None = None,
     starts_chain: bool = False,
 ) -> Tensor:
+    from ahn.ops.dependent_launch import launch_options
     from ahn.ops.gemv.triton import gemv
-    from ahn.ops.overlap import launch_options
 
     size, hidden = x.shape[1], x.shape[1] if residual is None else residual.shape[1]
     rows, block, ahead, warps = FORMS["short" if hidden <= SHORT else "long"][form]
@@ -93,8 +93,8 @@ def _run_vector(
         x, x if norm is None else norm.weight, *_tensors(maps),
         x if second is None else second, x if residual is None else residual, out,
         eps=0.0 if norm is None else norm.eps, D=size, ROWS=rows,
-        BLOCK=min(block, 1 << (size - 1).bit_length()), AHEAD=ahead, UNROLLED=size <= SHORT,
-        NORMED=norm is not None, PAIRED=second is not None, ADDED=residual is not None,
+        BLOCK=min(block, 1 << (size - 1).bit_length()), PREFETCH=ahead, UNROLLED=size <= SHORT,
+        HAS_NORM=norm is not None, SWIGLU=second is not None, HAS_RESIDUAL=residual is not None,
         num_warps=warps, **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
     return out
@@ -108,16 +108,16 @@ def _run_rows(
     second: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
+    from ahn.ops.dependent_launch import launch_options
     from ahn.ops.gemv.triton import skinny_gemm
-    from ahn.ops.overlap import launch_options
 
     rows, block, stages, warps = BATCH_FORMS[form]
     blocks, out, places = _places(x, maps, rows)
     skinny_gemm[(blocks,)](
         x, *_tensors(maps), x if second is None else second, x if residual is None else residual,
         out, len(x), D=x.shape[1], OUT=out.shape[1], ROWS=rows, BLOCK=2 * block // x.element_size(),
-        BATCH=max(16, 1 << (len(x) - 1).bit_length()), PAIRED=second is not None,
-        ADDED=residual is not None, PRECISION="ieee" if x.element_size() == 4 else "tf32",
+        BATCH=max(16, 1 << (len(x) - 1).bit_length()), SWIGLU=second is not None,
+        HAS_RESIDUAL=residual is not None, PRECISION="ieee" if x.element_size() == 4 else "tf32",
         num_stages=stages, num_warps=warps, **places, **launch_options(x.device),
     )  # fmt: skip
     return out
