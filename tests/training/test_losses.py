@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from runs import prepared, same_weights, train
 
-from ahn.training import register_loss, weighted_losses
+import ahn
+from ahn.training import Distiller, register_loss, weighted_losses
 from ahn.training.losses import (
     IGNORE,
     Loss,
@@ -23,6 +24,7 @@ from ahn.training.losses import (
 from ahn.training.losses import head as head_module
 from ahn.training.losses.head import logit_losses
 from largest import LargestTensor
+from tiny_models import base_model, random_ids
 
 TOKENS, HIDDEN, VOCABULARY = 300, 32, 211
 
@@ -120,6 +122,22 @@ def test_layer_distance():
         normalized_layer_distance(student, teacher),
     )
     assert normalized_layer_distance(student, torch.zeros_like(student)).isfinite().all()
+
+
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
+def test_the_losses_use_the_kernels_of_the_memory(monkeypatch, kernels):
+    used = []
+
+    def recorded(*given, **options):
+        used.append(options["kernels"])
+        return logit_losses(*given, **options)
+
+    monkeypatch.setattr(head_module, "logit_losses", recorded)
+    model = ahn.attach(base_model(), ahn.AHNConfig(window=16, num_sinks=0), kernels=kernels)
+    distiller, ids = Distiller(model), random_ids(40)
+    for mode in ("memory", "window"):
+        distiller(ids, window=16, num_sinks=0, mode=mode)
+    assert used == [kernels] * 2
 
 
 @pytest.fixture

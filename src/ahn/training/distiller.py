@@ -136,7 +136,13 @@ def window_losses(
         ahn_sinks=num_sinks,
         use_cache=False,
     ).last_hidden_state[chosen]
-    output = head_losses(model.get_output_embeddings(), hidden, hidden, targets[chosen])
+    output = head_losses(
+        model.get_output_embeddings(),
+        hidden,
+        hidden,
+        targets[chosen],
+        kernels=attached_state(model).kernels,
+    )
     return LossOutput(torch.zeros_like(output.loss), {"ce": output.sums["ce"]})
 
 
