@@ -43,9 +43,9 @@ def test_a_base_and_a_merged_folder(tmp_path):
 
 def test_each_file_is_opened_a_few_times_whatever_it_holds(tmp_path, monkeypatch):
     base = save_base(tmp_path / "base")
-    count, real = [], ahn.checkpoint.weights.opened
+    count, real = [], ahn.checkpoint.weights.opened_header
     monkeypatch.setattr(
-        ahn.checkpoint.weights, "opened", lambda path: (count.append(path), real(path))[1]
+        ahn.checkpoint.weights, "opened_header", lambda path: (count.append(path), real(path))[1]
     )
     inspect(base)
     assert count == [base / "model.safetensors"]

@@ -1,5 +1,5 @@
 """The command line."""
 
-from ahn.cli.app import app, main
+from ahn.cli.commands import app, main
 
 __all__ = ["app", "main"]

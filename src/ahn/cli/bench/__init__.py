@@ -1,17 +1,5 @@
 """`ahn bench`: speed and memory, as a table for people and one last line of JSON."""
 
-from __future__ import annotations
+from ahn.cli.bench.commands import app
 
-import typer
-
-from ahn.cli.bench.layer import kernels
-from ahn.cli.bench.text import batch, decode, prefill
-from ahn.cli.bench.training import train
-
-app = typer.Typer(
-    name="bench",
-    help="Measure speed and memory beside full attention and the window alone.",
-    rich_markup_mode=None,
-)
-for _command in (prefill, decode, batch, train, kernels):
-    app.command()(_command)
+__all__ = ["app"]
