@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tiny_models import new_model
+from tiny_models import new_model, use_kernels
 
 DEVICE = "cuda"
 
@@ -15,6 +15,5 @@ def difference(ours, exact) -> float:
 def pair(cell, **settings):
     """The same model with the fused kernels and without."""
     models = [new_model("Qwen3", cell, **settings).to(DEVICE) for _ in range(2)]
-    for layer in models[1].model.layers:
-        layer.ahn.fn.kernels = "torch"
+    use_kernels(models[1], "torch")
     return models

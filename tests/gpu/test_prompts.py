@@ -74,7 +74,7 @@ def test_norm_gate_and_map_err_no_more_than_pytorch(cell, length):
     cells[1].load_state_dict(cells[0].state_dict())
     read = torch.randn(2, length, heads, dim, device=DEVICE)
     tokens = torch.randn(2, length, hidden, device=DEVICE).bfloat16()
-    ours, reference = (c.to(torch.bfloat16)._mapped(read, tokens) for c in cells)
-    exact = cells[1].double()._mapped(read.double(), tokens.double())
+    ours, reference = (c.to(torch.bfloat16).project(read, tokens) for c in cells)
+    exact = cells[1].double().project(read.double(), tokens.double())
     assert ours.dtype == reference.dtype
     assert difference(ours, exact) <= 1.5 * difference(reference, exact) + 2**-9

@@ -11,7 +11,7 @@ from ahn.ops.window_attention import cudnn_autograd, cudnn_forward
 from ahn.runtime.decode_step import DecodeStep
 from ahn.training import Distiller
 from op_calls import flat, op_calls
-from tiny_models import new_model, over_cells, random_ids
+from tiny_models import new_model, over_cells, random_ids, use_kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,6 +65,5 @@ def test_an_attached_model_runs_pytorch_alone(cell, pytorch_alone):
 
     with pytest.raises(Launched):
         run()
-    for layer in model.model.layers:
-        layer.ahn.fn.kernels = "torch"
+    use_kernels(model, "torch")
     run()

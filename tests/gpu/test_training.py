@@ -23,7 +23,7 @@ from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller
 from ahn.training.losses import IGNORE
 from backend_rows import replace_reason
-from tiny_models import new_model, over_cells, random_ids
+from tiny_models import new_model, over_cells, random_ids, use_kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -150,7 +150,7 @@ def step(cell, ids, dtype, kernels):
     model = new_model("Qwen2", cell, window=64, num_sinks=8).to(DEVICE, dtype)
     for layer in model.model.layers:
         layer.ahn.to(torch.promote_types(dtype, torch.float32))
-        layer.ahn.fn.kernels = kernels
+    use_kernels(model, kernels)
     distiller = Distiller(model)
     with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
         losses = distiller(ids, ids, window=64, num_sinks=8)

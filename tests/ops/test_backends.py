@@ -13,8 +13,9 @@ import ahn
 from ahn import ops
 from ahn.ops import backends
 from ahn.ops.backends import Backend, check_kernels, choose, register, unsupported_reason
+from backend_rows import replace_reason
 from op_calls import flat, op_calls
-from tiny_models import base_model
+from tiny_models import base_model, random_ids, read, wake
 
 FAST = ["fla", "triton"]
 CALLS = op_calls()
@@ -118,6 +119,8 @@ REFUSALS = [  # op, backend, inputs, options, reason
      "float16 or bfloat16, got float32"),
     ("window_attention", "cudnn", (HEADS, HEADS), {"start": torch.zeros(1)},
      "one start for all rows, got one for each row"),
+    ("window_attention", "cudnn", (HEADS, HEADS), {"exact_rows": object()},
+     "no exact rows, got some"),
     ("fused_decoding", "triton", (HEADS, on_gpu(1, 4, 1, 32)), {},
      "keys and values of one size up to 256, got 64 and 32"),
     ("fused_decoding", "triton", (on_gpu(1, 4, 1, 64, dtype=DOUBLE), HEADS), {},
@@ -192,3 +195,25 @@ def test_the_choice_reaches_the_cells(kernels):
     model = ahn.attach(base_model(), ahn.AHNConfig(window=4, num_sinks=0), kernels=kernels)
     with pytest.raises(ValueError, match=f"kernels='{kernels}': expected a CUDA device"):
         model(torch.zeros(1, 9, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_pytorch_alone_asks_no_other_backend_in_any_op_of_a_layer(monkeypatch):
+    """A prompt in chunks and new tokens; under `auto` the others are asked first."""
+    asked = set()
+    for row in rows():
+        if row.name != "torch":
+
+            def ask(*inputs, row=row, **options):
+                asked.add(row.op)
+                return "another device"
+
+            replace_reason(monkeypatch, row.op, row.name, ask)
+    settings, ids = ahn.AHNConfig(window=8, num_sinks=2), random_ids(40)
+    for kernels, expected in (
+        ("torch", set()),
+        ("auto", {"delta_rule", "window_attention", "fused_decoding"}),
+    ):
+        model = wake(ahn.attach(base_model(), settings, kernels=kernels))
+        read(model, ids, [20, 17, 1, 1, 1])
+        assert asked == expected, kernels

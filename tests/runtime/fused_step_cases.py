@@ -21,7 +21,7 @@ from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 from ahn.ops.gemv import launch as projection
 from ahn.runtime.fused_decoder import FusedDecoder
 from backend_rows import replace_reason
-from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids, wake
+from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids, use_kernels, wake
 from watched_memory import mend_indexing, unwritten_is_nan, watch
 
 BUFFERS = ("keys", "values", "write_inputs.gates", "states.recurrent_state")
@@ -54,8 +54,7 @@ def fused_steps(model, cache, mode, token, position):
 
 @torch.no_grad()
 def assert_equals_the_general_path(model, ids, mask=None, mode=MEMORY):
-    for layer in model.model.layers:
-        layer.ahn.fn.kernels = "torch"
+    use_kernels(model, "torch")
     with ahn.memory_off(model) if mode == WINDOW else contextlib.nullcontext():
         _, cache = prefill(model, ids, attention_mask=mask)
         other = cache.fork()
