@@ -12,7 +12,7 @@ from measures import DEVICE, difference
 from ahn.generation import prefill
 from ahn.hf.liger import drop_liger, use_liger
 from ahn.layer import attention
-from ahn.ops.moving import flipped, joined
+from ahn.ops.wide_copy import concat_tokens, reverse_tokens
 from tiny_models import new_model, over_cells, random_ids
 
 pytestmark = [
@@ -83,8 +83,8 @@ def test_an_mlp_in_place_is_the_plain_product():
 
 @pytest.mark.parametrize("dim", [1, 2, 6, 64])
 @torch.no_grad()
-def test_rows_that_are_moved_stay_the_same(dim):
+def test_copied_rows_are_the_same(dim):
     ring = torch.randn(2, 50, 3, dim, device=DEVICE).bfloat16().transpose(1, 2)
-    pieces = (ring[:, :, 7:20], ring[:, :, :5])
-    assert torch.equal(joined(pieces), torch.cat(pieces, 2))
-    assert torch.equal(flipped(pieces[0]), pieces[0].flip(2))
+    blocks = (ring[:, :, 7:20], ring[:, :, :5])
+    assert torch.equal(concat_tokens(blocks), torch.cat(blocks, 2))
+    assert torch.equal(reverse_tokens(blocks[0]), blocks[0].flip(2))

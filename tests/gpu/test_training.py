@@ -113,7 +113,7 @@ def test_mlp_with_frozen_weights(tokens):
 
 
 @pytest.mark.parametrize("length", [2048, 1000])
-def test_attention_that_is_kept_is_that_of_the_first_run(length):
+def test_saved_attention_is_that_of_the_first_run(length):
     """As a layer that is computed again for its gradient uses it."""
     leaves = [torch.randn(1, length, h, 128, device=DEVICE).bfloat16() for h in (8, 2, 2)]
     leaves = [x.transpose(1, 2).requires_grad_() for x in leaves]

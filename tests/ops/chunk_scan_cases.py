@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ahn.ops.chunk_scan import segments as cutting
+from ahn.ops.chunk_scan import segments
 from ahn.ops.delta_rule import chunk_delta_rule
 from ahn.ops.delta_rule import triton as delta
 from ahn.ops.layout import l2_normalize, repeat_heads
@@ -86,17 +86,17 @@ def test_kernels_equal_the_reference(rule, length):
 
 
 @over_rules
-@pytest.mark.parametrize("segments", [2, 5])
-def test_segments_equal_the_whole(rule, segments, monkeypatch):
-    per_segment = -(-5 // segments)
-    monkeypatch.setattr(cutting, "_split", lambda *_: (-(-5 // per_segment), per_segment))
+@pytest.mark.parametrize("count", [2, 5])
+def test_segments_equal_the_whole_sequence(rule, count, monkeypatch):
+    length = -(-5 // count)  # in chunks
+    monkeypatch.setattr(segments, "_segment_counts", lambda *_: (-(-5 // length), length))
     assert_equal(rule, inputs(5 * 64 - 7, 12, 20, batch=1))
 
 
 @over_rules
 @pytest.mark.parametrize("sizes", [(16, 16), (80, 24), (24, 80)])
 def test_head_sizes_may_be_any(rule, sizes, monkeypatch):
-    monkeypatch.setattr(cutting, "_split", lambda *_: (3, 1))
+    monkeypatch.setattr(segments, "_segment_counts", lambda *_: (3, 1))
     assert_equal(rule, inputs(150, *sizes, batch=1))
 
 

@@ -1,34 +1,36 @@
-"""Compares the join of parts of a softmax with the whole one, under TRITON_INTERPRET=1."""
+"""Compares attentions merged by log-sum-exp with one over all keys, under TRITON_INTERPRET=1."""
 
 import torch
 
-from ahn.ops.window_attention.cudnn_forward import Part, merge_lse
+from ahn.ops.window_attention.cudnn_forward import PartialAttention, merge_lse
 
 torch.manual_seed(0)
 compared = 0
-for rows, shared, far in (
+for queries, has_full, num_anticausal in (
     (40, True, 39),
     (40, False, 39),
     (33, True, 0),
     (5, True, 4),
     (40, True, 7),
 ):
-    scores = [3 * torch.randn(2, 3, rows, 6) for _ in range(3)]
-    scores[1] = scores[1] if shared else torch.full_like(scores[1], -torch.inf)
-    scores[2][:, :, far:] = -torch.inf  # the last queries see nothing there
+    scores = [3 * torch.randn(2, 3, queries, 6) for _ in range(3)]
+    scores[1] = scores[1] if has_full else torch.full_like(scores[1], -torch.inf)
+    scores[2][:, :, num_anticausal:] = -torch.inf  # the last queries see none of these keys
     values = torch.randn(3, 2, 3, 6, 24)
-    parts = [
-        Part((s.softmax(-1) @ v).nan_to_num(), s.logsumexp(-1)) for s, v in zip(scores, values)
-    ]
-    near = Part(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in parts[0]))
-    turned = Part(*(x[:, :, :far].flip(2) for x in parts[2])) if far else None
-    whole = torch.cat(scores, -1)
-    before = near.lse.clone()
+    base, full, anticausal = (
+        PartialAttention((s.softmax(-1) @ v).nan_to_num(), s.logsumexp(-1))
+        for s, v in zip(scores, values)
+    )
+    base = PartialAttention(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in base))
+    anticausal = PartialAttention(*(x[:, :, :num_anticausal].flip(2) for x in anticausal))
+    parts = (full if has_full else None, anticausal if num_anticausal else None)
+    all_scores, before = torch.cat(scores, -1), base.lse.clone()
     for with_lse in (False, True):
-        own = Part(near.out.clone(), near.lse.clone())
-        merge_lse(own.out, own, parts[1] if shared else None, turned, with_lse)
-        torch.testing.assert_close(own.out, whole.softmax(-1) @ torch.cat(list(values), -2))
-        expected = whole.logsumexp(-1) if with_lse else before
-        torch.testing.assert_close(own.lse, expected)
+        target = PartialAttention(base.out.clone(), base.lse.clone())
+        merge_lse(target.out, target, *parts, with_lse)
+        exact = all_scores.softmax(-1) @ torch.cat(list(values), -2)
+        torch.testing.assert_close(target.out, exact)
+        expected = all_scores.logsumexp(-1) if with_lse else before
+        torch.testing.assert_close(target.lse, expected)
         compared += 1
 print("compared", compared)

@@ -2,13 +2,13 @@
 
 import torch
 
-from ahn.ops.window_attention.reverse import reverse
+from ahn.ops.window_attention.blocks import reverse
 
 torch.manual_seed(0)
 compared = 0
 for shape in ((3, 7, 4, 24), (1, 1, 2, 8), (2, 5, 16, 1), (2, 3, 5, 600)):
-    whole = torch.randn(shape[0], shape[1] + 1, *shape[2:])
-    for x in (whole[:, 1:], whole[:, :-1].clone()):
+    tokens = torch.randn(shape[0], shape[1] + 1, *shape[2:])
+    for x in (tokens[:, 1:], tokens[:, :-1].clone()):
         for add in (False, True):
             target = torch.randn(shape[0], shape[1] + 2, *shape[2:])
             expected = target.clone()

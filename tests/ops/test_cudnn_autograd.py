@@ -1,18 +1,14 @@
-"""Law: blocks of a whole text, with their gradients, equal the reference.
+"""Law: blocks of a sequence by cuDNN, with their gradients, equal the reference.
 
-cuDNN runs on a GPU alone; here plain PyTorch stands in for it, forward and backward.
+cuDNN runs on a GPU alone; here plain PyTorch takes its place, forward and backward.
 """
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from ahn.ops.window_attention import api
-from ahn.ops.window_attention import cudnn_autograd as gradient
+from ahn.ops.window_attention import api, blocks, cudnn_autograd
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller, two_streams
 from backend_rows import replace_reason
@@ -22,12 +18,10 @@ from tiny_models import assert_close, memory_parameters, new_model, random_ids
 @pytest.fixture(autouse=True)
 def _plain_blocks(monkeypatch):
     replace_reason(monkeypatch, "window_attention", "cudnn", fits)
-    monkeypatch.setattr(gradient, "attend", attend)
-    monkeypatch.setattr(gradient, "attend_backward", attend_backward)
-    monkeypatch.setattr(gradient, "merge_lse", merge_lse)
-    monkeypatch.setitem(
-        sys.modules, "ahn.ops.window_attention.reverse", SimpleNamespace(reverse=reverse)
-    )
+    monkeypatch.setattr(cudnn_autograd, "attend", attend)
+    monkeypatch.setattr(cudnn_autograd, "attend_backward", attend_backward)
+    monkeypatch.setattr(cudnn_autograd, "merge_lse", merge_lse)
+    monkeypatch.setattr(blocks, "reverse", reverse)
 
 
 def fits(query, value, *, is_sequence=False, **options):
@@ -35,20 +29,20 @@ def fits(query, value, *, is_sequence=False, **options):
 
 
 def reverse(to, x, add=False):
-    """As the kernel does it, that asks for a token's numbers one after the other."""
+    """As the kernel does it, which needs the numbers of a token to be contiguous."""
     assert to.shape == x.shape and all(y[0, 0].is_contiguous() for y in (to, x))
     to.copy_(to + x.flip(1) if add else x.flip(1))
 
 
-def merge_lse(out, near, shared, far, with_lse):
-    """Into `near`, as the kernel does it."""
-    assert out is near.out and with_lse and (shared is None or far is None)
-    part, lse = shared or (x.flip(2) for x in far)
+def merge_lse(out, base, full, anticausal, with_lse):
+    """Into `base`, as the kernel does it."""
+    assert out is base.out and with_lse and (full is None or anticausal is None)
+    part, lse = full or (x.flip(2) for x in anticausal)
     rows = slice(part.shape[2])
-    whole = torch.logaddexp(near.lse[:, :, rows], lse)
-    share = (near.lse[:, :, rows] - whole).exp()[..., None]
-    near.out[:, :, rows] = near.out[:, :, rows] * share + part * (lse - whole).exp()[..., None]
-    near.lse[:, :, rows] = whole
+    merged = torch.logaddexp(base.lse[:, :, rows], lse)
+    weight = (base.lse[:, :, rows] - merged).exp()[..., None]
+    base.out[:, :, rows] = base.out[:, :, rows] * weight + part * (lse - merged).exp()[..., None]
+    base.lse[:, :, rows] = merged
 
 
 def scores_of(query, key, causal, scale):
@@ -64,15 +58,15 @@ def attend(query, key, value, *, causal, scale):
     return (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1).transpose(1, 2)[..., None]
 
 
-def attend_backward(query, key, value, gradient, out, lse, *, causal, scale):
-    """As cuDNN's: from the given log-sum-exp and output, whatever keys they are of."""
-    assert all(x.is_contiguous() for x in (query, key, value, gradient, out, lse))
+def attend_backward(query, key, value, d_out, out, lse, *, causal, scale):
+    """As cuDNN's: from the given log-sum-exp and output, whatever keys they are over."""
+    assert all(x.is_contiguous() for x in (query, key, value, d_out, out, lse))
     q, k, v = heads_first(query, key, value)
-    gradient, out, lse = (x.transpose(1, 2) for x in (gradient, out, lse))
-    share = (scores_of(q, k, causal, scale) - lse).exp()
-    slope = share * (gradient @ v.transpose(-1, -2) - (gradient * out).sum(-1, keepdim=True))
+    d_out, out, lse = (x.transpose(1, 2) for x in (d_out, out, lse))
+    weights = (scores_of(q, k, causal, scale) - lse).exp()
+    slope = weights * (d_out @ v.transpose(-1, -2) - (d_out * out).sum(-1, keepdim=True))
     by_query, by_key = slope @ k * scale, slope.transpose(-1, -2) @ q * scale
-    by_value = share.transpose(-1, -2) @ gradient
+    by_value = weights.transpose(-1, -2) @ d_out
     groups = key.shape[2]
     by_key, by_value = (x.unflatten(1, (groups, -1)).sum(2) for x in (by_key, by_value))
     return tuple(x.transpose(1, 2) for x in (by_query, by_key, by_value))
@@ -114,13 +108,13 @@ def reference(*tensors, window, start):
 
 
 @pytest.mark.parametrize(("length", "expected"), [(24576, 2), (24576 + 128, 5), (131072, 2)])
-def test_a_text_of_any_length_takes_a_few_calls(length, expected):
-    assert len(gradient.pieces(length, 2048, 0)) == expected
+def test_a_sequence_of_any_length_takes_a_few_calls(length, expected):
+    assert len(blocks.plan_calls(length, 2048, 0)) == expected
 
 
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_step_that_keeps_attention_equals_one_that_does_not(rows, shares, monkeypatch):
+def test_a_step_that_saves_attention_equals_one_that_does_not(rows, shares, monkeypatch):
     """Every layer's attention is computed once for the student, not twice."""
     monkeypatch.setattr(two_streams, "_may_share", lambda hidden: shares)
     calls = []
@@ -129,21 +123,21 @@ def test_a_step_that_keeps_attention_equals_one_that_does_not(rows, shares, monk
         calls.append(1)
         return attend(*args, **kwargs)
 
-    monkeypatch.setattr(gradient, "attend", counted)
+    monkeypatch.setattr(cudnn_autograd, "attend", counted)
     ids = random_ids(50, batch=rows)
     found = []
-    for keeps in (False, True):
-        monkeypatch.setattr(two_streams, "_has_room", lambda *_, keeps=keeps: keeps)
+    for saves in (False, True):
+        monkeypatch.setattr(two_streams, "_has_room", lambda *_, saves=saves: saves)
         model = new_model(dtype=torch.float64)
         calls.clear()
         loss = Distiller(model)(ids, window=16, num_sinks=4).loss
         first = len(calls)
-        loss.backward(retain_graph=keeps)
-        assert len(calls) == first * (1 if keeps else 2)
+        loss.backward(retain_graph=saves)
+        assert len(calls) == first * (1 if saves else 2)
         found.append({n: p.grad.clone() for n, p in memory_parameters(model).items()})
     for name, expected in found[0].items():
         assert torch.equal(found[1][name], expected), name
-    loss.backward()  # a second time: nothing is kept any longer
+    loss.backward()  # a second time: nothing is saved any longer
     assert len(calls) == 2 * first
     for name, parameter in memory_parameters(model).items():
         assert_close(parameter.grad, 2 * found[1][name], 1e-12, name)

@@ -1,6 +1,6 @@
-"""Law: dense and causal blocks joined by log-sum-exp equal the reference, at any offsets.
+"""Law: blocks by cuDNN, merged by log-sum-exp, equal the reference at any offsets.
 
-The blocks' own attention runs on a GPU alone; here plain PyTorch stands in for it.
+cuDNN runs on a GPU alone; here plain PyTorch takes its place.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import ahn
-from ahn.ops.window_attention import api
-from ahn.ops.window_attention import cudnn_forward as dense
+from ahn.ops.window_attention import api, cudnn_forward
 from ahn.ops.window_attention.reference import blocked_window_attention
 from backend_rows import replace_reason
 from tiny_models import assert_close, one_shot, random_ids, read, shared_model
@@ -20,8 +19,8 @@ from tiny_models import assert_close, one_shot, random_ids, read, shared_model
 @pytest.fixture(autouse=True)
 def _plain_blocks(monkeypatch):
     replace_reason(monkeypatch, "window_attention", "cudnn", fits)
-    monkeypatch.setattr(dense, "attend", attend)
-    monkeypatch.setattr(dense, "merge_lse", merge_lse)
+    monkeypatch.setattr(cudnn_forward, "attend", attend)
+    monkeypatch.setattr(cudnn_forward, "merge_lse", merge_lse)
 
 
 def fits(query, value, *, start=0, **options):
@@ -34,20 +33,20 @@ def attend(query, key, value, is_causal, scale):
     if is_causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(hidden, -torch.inf)
-    return dense.Part(scores.softmax(-1) @ value, scores.logsumexp(-1))
+    return cudnn_forward.PartialAttention(scores.softmax(-1) @ value, scores.logsumexp(-1))
 
 
-def merge_lse(out, near, shared, far):
-    outs, sums = [near.out], [near.lse]
-    if shared is not None:
-        outs.append(shared.out)
-        sums.append(shared.lse)
-    if far is not None:
-        missing = near.lse.shape[2] - far.lse.shape[2]
-        outs.append(F.pad(far.out.flip(2), (0, 0, 0, missing)))
-        sums.append(F.pad(far.lse.flip(2), (0, missing), value=-torch.inf))
-    shares = torch.stack(sums).softmax(0)[..., None]
-    out.copy_((torch.stack(outs) * shares).sum(0))
+def merge_lse(out, base, full, anticausal):
+    outs, lses = [base.out], [base.lse]
+    if full is not None:
+        outs.append(full.out)
+        lses.append(full.lse)
+    if anticausal is not None:
+        missing = base.lse.shape[2] - anticausal.lse.shape[2]
+        outs.append(F.pad(anticausal.out.flip(2), (0, 0, 0, missing)))
+        lses.append(F.pad(anticausal.lse.flip(2), (0, missing), value=-torch.inf))
+    weights = torch.stack(lses).softmax(0)[..., None]
+    out.copy_((torch.stack(outs) * weights).sum(0))
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 5])
@@ -69,15 +68,15 @@ def test_blocks_equal_the_reference(sinks, window, seen, new):
     arguments = (query, key, value, sink_key, sink_value)
     expected = blocked_window_attention(*arguments, window, start, None, 0.0)
     assert_close(api.window_attention(*arguments, window=window, start=start), expected, 1e-12)
-    pieces = ((x[:, :, : past // 3], x[:, :, past // 3 :]) for x in (key, value))
-    got = api.window_attention(query, *pieces, sink_key, sink_value, window=window, start=start)
+    views = ((x[:, :, : past // 3], x[:, :, past // 3 :]) for x in (key, value))
+    got = api.window_attention(query, *views, sink_key, sink_value, window=window, start=start)
     assert_close(got, expected, 1e-12)
 
 
 @pytest.mark.parametrize("sizes", [[50, 30, 7, 64, 1, 33], [20, 100, 65], [185]])
 @torch.no_grad()
-def test_a_model_that_reads_by_blocks_reads_the_same(monkeypatch, sizes):
-    """Chunks that end anywhere in the ring, whose pieces the blocks take as they lie."""
+def test_a_model_with_blocks_equals_one_shot(monkeypatch, sizes):
+    """Chunks that end anywhere in the ring, whose views the blocks take as they lie."""
     model = shared_model("Qwen3", dtype=torch.float64)
     ids = random_ids(sum(sizes), batch=2)
     got = read(model, ids, sizes, ahn.AHNCache(model.config))

@@ -15,7 +15,7 @@ import ahn
 from added_families import ADDED, added_base
 from ahn.generation import prefill
 from ahn.layer.modes import MEMORY, WINDOW
-from ahn.ops import overlap
+from ahn.ops import dependent_launch
 from ahn.ops.decoding import launch as decoding
 from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 from ahn.ops.gemv import launch as projection
@@ -30,7 +30,7 @@ NEW = 5  # tokens
 
 @pytest.fixture(autouse=True)
 def _on_a_cpu(monkeypatch):
-    monkeypatch.setattr(overlap, "launch_options", lambda *_: {"OVERLAP": False})
+    monkeypatch.setattr(dependent_launch, "launch_options", lambda *_: {"PDL": False})
     monkeypatch.setattr(decoding, "_multiprocessors", lambda device: 2)
     for op in ("fused_decoding", "gemv"):
         replace_reason(monkeypatch, op, "triton", lambda *_: None)

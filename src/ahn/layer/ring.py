@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ahn.ops.moving import wide
+from ahn.ops.wide_copy import widest_views
 
 Pairs = list[tuple[Tensor, Tensor]]  # a buffer, and new tokens for it
 Ranges = tuple[tuple[int, int], ...]  # (first, end) columns of the new tokens
@@ -64,7 +64,7 @@ def put_rows(buffer: Tensor, index: Tensor, token: Tensor) -> None:
 
 def store_in_order(pairs: Pairs, columns: Ranges, seen: int, window: int, num_sinks: int) -> None:
     """Copy columns of new tokens `[B, *, C, *]` into buffers slice by slice, behind `seen` ones."""
-    pairs = [(buffer, new) for buffer, new in (wide(*pair) for pair in pairs)]
+    pairs = [(buffer, new) for buffer, new in (widest_views(*pair) for pair in pairs)]
     for first, end in columns:
         for rows in ring_slices(seen + first, end - first, window, num_sinks):
             size = rows.stop - rows.start

@@ -14,8 +14,8 @@ from ahn.layer.cache_layer import Views
 from ahn.layer.context import LayerContext
 from ahn.layer.ring import gather_rows
 from ahn.memory import Evicted, States
-from ahn.ops.moving import joined
-from ahn.ops.window_attention import ExactRows, columns, count
+from ahn.ops.wide_copy import concat_tokens
+from ahn.ops.window_attention import ExactRows, num_tokens, token_slice
 
 
 class ChunkTokens(NamedTuple):
@@ -62,8 +62,8 @@ def gather_chunk(query: Tensor, key: Tensor, value: Tensor, context: LayerContex
     if context.cache is not None and context.seen:
         past_keys, past_values, cached = context.cache.window_tokens()
         keys, values = (*past_keys, key), (*past_values, value)
-    first = context.seen + query.shape[2] - count(keys)
-    number = max(0, count(keys) - context.forward.window)
+    first = context.seen + query.shape[2] - num_tokens(keys)
+    number = max(0, num_tokens(keys) - context.forward.window)
     evicted = evicted_tokens(keys, values, cached, number, first, context)
     return ChunkTokens(keys, values, first, *_sinks(key, value, context), evicted)
 
@@ -104,8 +104,8 @@ def no_eviction(key: Tensor, value: Tensor, context: LayerContext) -> Evicted:
 def _first(views: Sequence[Tensor], number: int, in_place: bool) -> Tensor:
     if in_place and len(views) == 1 and torch.is_grad_enabled():
         return TokenSlice.apply(views[0], 0, number)
-    chosen = columns(views, 0, number) or [views[0][:, :, :0]]
-    return joined(chosen) if in_place else torch.cat(chosen, 2)
+    chosen = token_slice(views, 0, number) or [views[0][:, :, :0]]
+    return concat_tokens(chosen) if in_place else torch.cat(chosen, 2)
 
 
 def write_and_read(module: Any, query: Tensor, evicted: Evicted, context: LayerContext) -> Written:

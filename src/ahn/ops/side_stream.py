@@ -1,4 +1,7 @@
-"""Work that a GPU does beside other work: kernels that fill few of its multiprocessors."""
+"""Kernels on a second CUDA stream, so that they run at the same time as those of the main one.
+
+This is for kernels that use few of the GPU's multiprocessors.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ import torch
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[Callable[[], None]]:
-    """What is launched within runs beside what follows, until the function it gives is called.
+    """Launch the kernels of the block on a side stream; yields a function that waits for them.
 
-    Call it before anything looks at the results or overwrites what the work reads; what the work
-    reads must live until then. Where it cannot be (on a CPU, with gradients, while a graph is
-    captured or compiled) everything runs in its order.
+    Call that function before anything uses their results or overwrites their inputs, and keep the
+    inputs alive until then. On a CPU, with gradients, and while a graph is captured or compiled,
+    the block runs on the current stream and the function does nothing.
     """
     if device.type != "cuda" or torch.is_grad_enabled() or _is_recorded():
         yield lambda: None
@@ -32,9 +35,9 @@ def _is_recorded() -> bool:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for each device, before the main one in line: what it does is short.
+    """The side stream of a device. It has priority over the main stream, since its work is short.
 
-    The allocator gives what was freed on a stream to that stream alone, and all its work waits
-    for the main one first: nothing that the main one still reads is ever written over.
+    The allocator gives memory freed on a stream to that stream alone, and all work of the side
+    stream first waits for the main one. So nothing that the main stream still reads is overwritten.
     """
     return torch.cuda.Stream(device, priority=-1)

@@ -81,7 +81,7 @@ class FusedDecoder:
         is_first = hidden is inputs.hidden
         mapped = norm_linear(hidden, layer.input_norm, maps, starts_chain=is_first)
         token = self._new_token(mapped, layer, cell, inputs)
-        place = (inputs.slot, inputs.filled, inputs.keep, cache.keys.shape[2])
+        place = (inputs.ring_index, inputs.filled, inputs.write_mask, cache.keys.shape[2])
         ring = ring_of(cache, memory, *place)
         attended = fused_decoding(token, ring, cell, layer.scale)
         hidden = linear_add(attended.flatten(1), layer.output, hidden)

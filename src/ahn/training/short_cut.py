@@ -16,7 +16,7 @@ from ahn.layer.context import LayerContext
 from ahn.layer.modes import FullAttention, MemoryAttention
 from ahn.layer.write_read import ChunkTokens, evicted_tokens
 from ahn.memory import Evicted
-from ahn.ops.window_attention import SavedOutputs, columns
+from ahn.ops.window_attention import SavedOutputs, token_slice
 
 
 @dataclass
@@ -79,7 +79,7 @@ class StudentAttention(MemoryAttention):
         assert prefix.key is not None and prefix.value is not None
         num_sinks, length = context.forward.num_sinks, prefix.length + key.shape[2]
         keys, values = (prefix.key, key), (prefix.value, value)
-        beyond_keys, beyond_values = (columns(x, num_sinks, length) for x in (keys, values))
+        beyond_keys, beyond_values = (token_slice(x, num_sinks, length) for x in (keys, values))
         cached = self._write_inputs(query, context)
         evicted = evicted_tokens(
             beyond_keys, beyond_values, cached, query.shape[2], num_sinks, context

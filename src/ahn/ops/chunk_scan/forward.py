@@ -1,22 +1,22 @@
-"""What is read of a text, and the state that it ends with."""
+"""Phase 3 of the forward: the outputs of all tokens, and the final state."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ahn.ops.chunk_scan.prepare import ChunkedInputs
 from ahn.ops.chunk_scan.segments import Segments
-from ahn.ops.chunk_scan.text import Text
 
 
-def read_text(text: Text, segments: Segments) -> tuple[Tensor, Tensor]:
+def chunk_outputs(chunked: ChunkedInputs, segments: Segments) -> tuple[Tensor, Tensor]:
     """out `[B, T, H, V]` in the dtype of the values, final_state `[B, H, K, V]` float32."""
-    from ahn.ops.chunk_scan.triton.forward import read
+    from ahn.ops.chunk_scan.triton.forward import output_kernel
 
-    batch, heads, dim, width = text.shape
-    out = text.value.new_empty(batch, text.query.shape[1], heads, width)
-    final = segments.starts.new_empty(batch, heads, dim, width)
-    read[(heads * text.blocks, segments.starts.shape[2], batch)](
-        *text.arguments, segments.starts, out, final, *text.counts, *segments.split, **text.sizes,
-        num_warps=4, num_stages=2,
+    batch, heads, dim, width = chunked.state_shape
+    out = chunked.value.new_empty(batch, chunked.query.shape[1], heads, width)
+    ht = segments.h0.new_empty(batch, heads, dim, width)
+    output_kernel[(heads * chunked.value_blocks, segments.h0.shape[2], batch)](
+        *chunked.arguments, segments.h0, out, ht, *chunked.counts, *segments.counts,
+        **chunked.constants, num_warps=4, num_stages=2,
     )  # fmt: skip
-    return out, final
+    return out, ht

@@ -1,7 +1,7 @@
-"""How a text is cut into segments, and the states that these start from.
+"""Phase 2 of the forward: segments of chunks, and the states that they start from.
 
-Every segment tells what it does to a state, then one pass joins these effects; so all segments
-are read in parallel. A text of one segment needs neither.
+Every segment computes how it changes a state, all segments at once. One pass over the segments then
+gives the state that each of them starts from. A sequence of one segment needs neither.
 """
 
 from __future__ import annotations
@@ -12,93 +12,107 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ahn.ops.chunk_scan.text import COLUMNS, Text
+from ahn.ops.chunk_scan.prepare import BLOCK_V, ChunkedInputs
 
-MOST = 32
-RESIDENT = 2  # programs that a multiprocessor runs at a time
-# What joining a segment and reading a chunk take, where carrying a chunk takes 1.
-JOINED, READ = 3.0, 2.0
+MAX_SEGMENTS = 32
+PROGRAMS_PER_SM = 2  # that run at the same time
+# Time of the pass over one segment, and of one chunk in the output phase, where updating the state
+# over one chunk takes 1.
+PASS_COST, OUTPUT_COST = 3.0, 2.0
 
 
 @dataclass(frozen=True)
 class Segments:
-    """P segments of `length` chunks, the last perhaps of fewer.
+    """P segments of `length` chunks each; the last one may have fewer.
 
     Attributes:
-        starts: `[B, H, P, K, V]` float32, the state that each starts from.
-        moves: what each multiplies a state by, float32: `[B, H, P, K, K]` of the delta rule, else
-            `[B, H, P]`. The first and the last are not filled in.
+        h0: `[B, H, P, K, V]` float32, the state that each segment starts from.
+        transitions: what each segment multiplies a state by, float32: matrices `[B, H, P, K, K]`
+            for the delta rule, else numbers `[B, H, P]`. The first and the last are not filled in.
+        length: chunks of a segment.
     """
 
-    starts: Tensor
-    moves: Tensor
+    h0: Tensor
+    transitions: Tensor
     length: int
 
     @property
-    def split(self) -> tuple[int, int]:
-        """P and the chunks of each."""
-        return self.starts.shape[2], self.length
+    def counts(self) -> tuple[int, int]:
+        """Number of segments, chunks of a segment."""
+        return self.h0.shape[2], self.length
 
 
-def start_segments(text: Text, initial_state: Tensor | None) -> Segments:
-    """Cut the text so that the device is busy, and carry the state to where segments start."""
-    from ahn.ops.chunk_scan.triton.forward import carry
+def segment_states(chunked: ChunkedInputs, initial_state: Tensor | None) -> Segments:
+    """Cut the sequence so that the GPU is busy, and compute the state each segment starts from."""
+    from ahn.ops.chunk_scan.triton.forward import segment_state_kernel
 
-    batch, heads, dim, width = text.shape
-    count, length = _split(text)
-    starts = text.query.new_empty(batch, heads, count, dim, width, dtype=torch.float32)
-    starts[:, :, 0] = 0.0 if initial_state is None else initial_state
-    is_delta = text.chunks.solved is not None
-    moves = starts.new_empty(batch, heads, count, *((dim, dim) if is_delta else ()))
-    segments = Segments(starts, moves, length)
-    if count > 1:
-        grid = (heads * _carrying_programs(text), count - 1, batch)
-        carry[grid](
-            *text.arguments, starts, moves, *text.counts, *segments.split, **text.sizes,
-            num_warps=4, num_stages=3,
+    batch, heads, dim, width = chunked.state_shape
+    num_segments, length = _segment_counts(chunked)
+    h0 = chunked.query.new_empty(batch, heads, num_segments, dim, width, dtype=torch.float32)
+    h0[:, :, 0] = 0.0 if initial_state is None else initial_state
+    is_delta = chunked.factors.A_inv is not None
+    transitions = h0.new_empty(batch, heads, num_segments, *((dim, dim) if is_delta else ()))
+    segments = Segments(h0, transitions, length)
+    if num_segments > 1:
+        grid = (heads * _state_programs(chunked), num_segments - 1, batch)
+        segment_state_kernel[grid](
+            *chunked.arguments, h0, transitions, *chunked.counts, *segments.counts,
+            **chunked.constants, num_warps=4, num_stages=3,
         )  # fmt: skip
-        join_segments(text, starts, moves, back=False)
+        pass_states(chunked, h0, transitions, reverse=False)
     return segments
 
 
-def join_segments(text: Text, states: Tensor, moves: Tensor, back: bool) -> None:
-    """QKTransform what segments add to a state into that state; see `kernels.forward.join`."""
-    from ahn.ops.chunk_scan.triton.forward import join
+def pass_states(chunked: ChunkedInputs, states: Tensor, transitions: Tensor, reverse: bool) -> None:
+    """Turn what each segment adds to a state into that state, in place; see `pass_states_kernel`.
 
-    batch, heads, count, _, width = states.shape
-    if count > 2:
-        sizes = {name: text.sizes[name] for name in ("DELTA", "K", "V", "PADDED")}
+    With `reverse` the states are gradients, and go from the last segment to the first.
+    """
+    from ahn.ops.chunk_scan.triton.forward import pass_states_kernel
+
+    batch, heads, num_segments, _, width = states.shape
+    if num_segments > 2:
+        constants = {name: chunked.constants[name] for name in ("DELTA", "K", "V", "BK")}
         grid = (-(-width // 32), batch * heads)
-        join[grid](states, moves, count, BACK=back, COLUMNS=32, num_warps=8, **sizes)
+        pass_states_kernel[grid](
+            states, transitions, num_segments, REVERSE=reverse, BV=32, num_warps=8, **constants
+        )
 
 
-def _carrying_programs(text: Text) -> int:
-    """Programs of one head that carry a segment: columns of its state, and of what moves one."""
-    dim = text.shape[2]
-    return text.blocks + (-(-dim // COLUMNS) if text.chunks.solved is not None else 0)
+def _state_programs(chunked: ChunkedInputs) -> int:
+    """Programs for one head and segment: blocks of the state's columns, and of its transition's."""
+    dim = chunked.state_shape[2]
+    is_delta = chunked.factors.A_inv is not None
+    return chunked.value_blocks + (-(-dim // BLOCK_V) if is_delta else 0)
 
 
-def _split(text: Text) -> tuple[int, int]:
-    """Number of segments, of how many chunks."""
-    device, units = text.query.device, 1
+def _segment_counts(chunked: ChunkedInputs) -> tuple[int, int]:
+    """Number of segments, chunks of a segment."""
+    device, num_sms = chunked.query.device, 1
     if device.type == "cuda":
-        units = torch.cuda.get_device_properties(device).multi_processor_count
-    heads = text.shape[0] * text.shape[1]
-    return _fastest(text.count, heads, text.blocks, _carrying_programs(text), units)
+        num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    heads = chunked.state_shape[0] * chunked.state_shape[1]
+    programs = (chunked.value_blocks, _state_programs(chunked))
+    return _fastest_counts(chunked.num_chunks, heads, *programs, num_sms)
 
 
 @lru_cache(maxsize=1024)
-def _fastest(chunks: int, heads: int, blocks: int, carrying: int, units: int) -> tuple[int, int]:
-    """The least time by count of rounds of programs, of which a head's segment takes `blocks` to
-    be read and `carrying` to be carried; `units` multiprocessors."""
+def _fastest_counts(
+    num_chunks: int, heads: int, output_programs: int, state_programs: int, num_sms: int
+) -> tuple[int, int]:
+    """The counts with the least time by a model of how many rounds the programs take.
+
+    For one head and segment the output phase takes `output_programs`, the state's
+    `state_programs`; the GPU has `num_sms` multiprocessors.
+    """
 
     def rounds(programs: int) -> int:
-        return -(-heads * programs // (RESIDENT * units))
+        return -(-heads * programs // (PROGRAMS_PER_SM * num_sms))
 
     def time(count: int) -> float:
-        each = READ * rounds(count * blocks) + rounds((count - 1) * carrying)
-        return -(-chunks // count) * each + JOINED * (count > 1) * count
+        chunk = OUTPUT_COST * rounds(count * output_programs) + rounds((count - 1) * state_programs)
+        return -(-num_chunks // count) * chunk + PASS_COST * (count > 1) * count
 
-    best = min(range(1, min(MOST, chunks) + 1), key=time)
-    length = -(-chunks // best)
-    return -(-chunks // length), length
+    best = min(range(1, min(MAX_SEGMENTS, num_chunks) + 1), key=time)
+    length = -(-num_chunks // best)
+    return -(-num_chunks // length), length

@@ -1,4 +1,4 @@
-"""What all layers of a decoding step share, in one kernel."""
+"""The inputs that all layers of a decoding step share, computed by one kernel."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepInputs:
-    """The new tokens, and where they go in a ring of `window` slots behind `num_sinks`.
+    """The new tokens, and where they go in a ring of `window` tokens behind `num_sinks`.
 
     Attributes:
         hidden: `[B, D]`, their embeddings.
-        cos, sin: `[B or 1, K / 2]`, by which the halves of a head turn, in the model's dtype.
-        slot, filled: `[B or 1]`, keep: `[B or 1, 1]`: as in `ahn.layer.context.DecodePlacement`.
+        cos, sin: `[B or 1, K / 2]`, of the RoPE angles, in the model's dtype.
+        ring_index: `[B or 1]`, filled: `[B or 1]`, write_mask: `[B or 1, 1]`: as in
+            `ahn.layer.context.DecodePlacement`.
     """
 
     hidden: Tensor
     cos: Tensor
     sin: Tensor
-    slot: Tensor
+    ring_index: Tensor
     filled: Tensor
-    keep: Tensor
+    write_mask: Tensor
 
 
 def embed_and_place(
@@ -35,11 +36,13 @@ def embed_and_place(
     window: int,
     num_sinks: int,
 ) -> StepInputs:
-    """Look up tokens `[B]` at `position` `[B or 1]`, which is advanced in place.
+    """Embed tokens `[B]` and compute their RoPE angles and places; adds 1 to `position` in place.
 
     Args:
+        position: `[B or 1]`, real tokens of a row before this one.
         embedding: `[vocabulary, D]`, contiguous.
-        frequencies: `[K / 2]`, float32, radians a token; scaling: factor on cosine and sine.
+        frequencies: `[K / 2]`, float32, radians a token.
+        scaling: factor on cosine and sine.
     """
     from ahn.ops.decoding.inputs_triton import embed_and_place_kernel
 
@@ -48,14 +51,14 @@ def embed_and_place(
         hidden=embedding.new_empty(len(token), size),
         cos=embedding.new_empty(rows, half),
         sin=embedding.new_empty(rows, half),
-        slot=position.new_empty(rows),
+        ring_index=position.new_empty(rows),
         filled=position.new_empty(rows),
-        keep=position.new_empty(rows, 1, dtype=torch.bool),
+        write_mask=position.new_empty(rows, 1, dtype=torch.bool),
     )
     embed_and_place_kernel[(len(token),)](
         token.contiguous(), position, embedding, frequencies, inputs.hidden, inputs.cos, inputs.sin,
-        inputs.slot, inputs.filled, inputs.keep, rows, window, num_sinks, size, scaling=scaling,
-        BLOCK=min(2048, 1 << (size - 1).bit_length()), HALF=half,
+        inputs.ring_index, inputs.filled, inputs.write_mask, rows, window, num_sinks, size,
+        scaling=scaling, BLOCK=min(2048, 1 << (size - 1).bit_length()), HALF=half,
         PADDED=1 << (half - 1).bit_length(),
     )  # fmt: skip
     return inputs

@@ -33,7 +33,7 @@ def norm_linear(
     """The maps' outputs of the normed x side by side, `[B, sum of R]`.
 
     Args:
-        starts_chain: whether earlier work is to have ended first, see `ahn.ops.overlap`.
+        starts_chain: whether earlier work is to have ended first, see `ahn.ops.dependent_launch`.
         kernels: `auto`, `torch` or `triton`, see `ahn.ops.backends`.
 
     Raises:

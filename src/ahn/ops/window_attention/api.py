@@ -15,12 +15,12 @@ from ahn.ops.backends import (
     dtype_unsupported_reason,
     register,
 )
-from ahn.ops.moving import joined
-from ahn.ops.window_attention.cudnn_autograd import has_single_tokens, whole_window_attention
-from ahn.ops.window_attention.cudnn_forward import dense_window_attention
+from ahn.ops.wide_copy import concat_tokens
+from ahn.ops.window_attention.cudnn_autograd import cudnn_sequence_attention, has_single_tokens
+from ahn.ops.window_attention.cudnn_forward import cudnn_window_attention
 from ahn.ops.window_attention.exact_rows import ExactRows
 from ahn.ops.window_attention.reference import blocked_window_attention, with_exact_rows
-from ahn.ops.window_attention.ring_views import columns, count
+from ahn.ops.window_attention.ring_views import num_tokens, token_slice
 from ahn.ops.window_attention.saved import SavedOutputs
 
 FIRST_TORCH = (2, 11)  # from here on cuDNN's operator takes grouped heads
@@ -71,9 +71,9 @@ def window_attention(
         ValueError: T < C, or the kernels asked for cannot run here.
     """
     keys, values = ([x] if isinstance(x, Tensor) else x for x in (key, value))
-    if count(keys) < query.shape[2]:
+    if num_tokens(keys) < query.shape[2]:
         raise ValueError(
-            f"window_attention: expected at least {query.shape[2]} keys, got {count(keys)}"
+            f"window_attention: expected at least {query.shape[2]} keys, got {num_tokens(keys)}"
         )
     tokens = (query, keys, values, sink_key, sink_value)
     is_sequence = torch.is_grad_enabled() and _is_sequence(*tokens, window, start)
@@ -82,11 +82,11 @@ def window_attention(
         dropout=dropout, start=start, is_sequence=is_sequence, exact_rows=exact_rows,
     )  # fmt: skip
     if backend == "torch":
-        seen = (joined(keys), joined(values), sink_key, sink_value)
+        seen = (concat_tokens(keys), concat_tokens(values), sink_key, sink_value)
         return blocked_window_attention(query, *seen, window, start, scale, dropout, exact_rows)
     if is_sequence:
-        seen = (joined(keys), joined(values), sink_key, sink_value)
-        return whole_window_attention(query, *seen, window, scale, saved)
+        seen = (concat_tokens(keys), concat_tokens(values), sink_key, sink_value)
+        return cudnn_sequence_attention(query, *seen, window, scale, saved)
     assert isinstance(start, int), "cuDNN's blocks have one start for all rows"
     return _attend_by_cudnn(*tokens, window, start, scale)
 
@@ -104,7 +104,7 @@ def _is_sequence(
     tokens or of those beyond the budget, which cut into blocks without single tokens."""
     if not isinstance(start, int) or start:
         return False
-    length, sinks = count(keys), sink_key.shape[2]
+    length, sinks = num_tokens(keys), sink_key.shape[2]
     before = length - query.shape[2]
     return before in (0, sinks + window) and not has_single_tokens(length, window, sinks, before)
 
@@ -121,17 +121,17 @@ def _attend_by_cudnn(
 ) -> Tensor:
     """cuDNN's form without gradients. Queries that are sinks come in a first chunk alone, and are
     the reference's."""
-    before = count(keys) - query.shape[2]
+    before = num_tokens(keys) - query.shape[2]
     sinks = min(max(0, sink_key.shape[2] - start - before), query.shape[2])
     outputs = []
     if sinks:
-        key, value = (joined(columns(x, 0, before + sinks)) for x in (keys, values))
+        key, value = (concat_tokens(token_slice(x, 0, before + sinks)) for x in (keys, values))
         tokens = (query[:, :, :sinks], key, value, sink_key, sink_value)
         outputs.append(blocked_window_attention(*tokens, window, start, scale, 0.0))
     if sinks < query.shape[2]:
         rest = (query[:, :, sinks:], keys, values, sink_key, sink_value)
-        outputs.append(dense_window_attention(*rest, window, start, scale))
-    return joined(outputs)
+        outputs.append(cudnn_window_attention(*rest, window, start, scale))
+    return concat_tokens(outputs)
 
 
 def decode_attention(

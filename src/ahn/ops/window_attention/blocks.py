@@ -1,4 +1,4 @@
-"""How a whole text is cut for cuDNN's kernel: into blocks of a window, rows of a batch."""
+"""How a sequence is cut into calls of cuDNN's kernel, whose batch rows are blocks of a window."""
 
 from __future__ import annotations
 
@@ -8,120 +8,141 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+REVERSE_BLOCK = 2048  # numbers that a program of `reverse` copies
 
-class Piece(NamedTuple):
-    """Queries and keys of one call, as parts of the text.
+
+class BlockedCall(NamedTuple):
+    """One call of the kernel: queries and keys of the sequence, cut into blocks.
 
     Attributes:
-        is_first: whether its queries are in no piece before it.
-        blocks: rows of a batch that both are cut into.
-        is_far: backwards, without the last query and the first key of each block, which see and
-            are seen by nothing.
+        queries, keys: their tokens in the sequence.
+        is_first: whether no call before has these queries.
+        num_blocks: blocks that queries and keys are cut into; the rows of the kernel's batch.
+        is_causal: whether the kernel masks causally.
+        is_anticausal: whether query i of a block sees only the keys j > i. Both are then given to
+            the kernel in reverse order, which makes this mask a causal one. The last query and the
+            first key of each block are left out, since they see and are seen by nothing.
     """
 
     queries: slice
     keys: slice
     is_first: bool = False
-    blocks: int = 1
+    num_blocks: int = 1
     is_causal: bool = True
-    is_far: bool = False
+    is_anticausal: bool = False
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def block_sizes(self) -> tuple[int, int]:
         """Queries and keys of a block."""
         queries, keys = (x.stop - x.start for x in (self.queries, self.keys))
-        blocks = max(1, self.blocks)
-        return queries // blocks - self.is_far, keys // blocks - self.is_far
+        num_blocks = max(1, self.num_blocks)
+        return queries // num_blocks - self.is_anticausal, keys // num_blocks - self.is_anticausal
 
-    def of_queries(self, x: Tensor) -> Tensor:
-        """The part of `[T, H, *]`, in order: a view `[blocks, size, H, *]`."""
-        found = x[self.queries].unflatten(0, (self.blocks, -1))
-        return found[:, :-1] if self.is_far else found
+    def query_blocks(self, x: Tensor) -> Tensor:
+        """The queries of `[T, H, *]` in order, as a view `[num_blocks, size, H, *]`."""
+        blocks = x[self.queries].unflatten(0, (self.num_blocks, -1))
+        return blocks[:, :-1] if self.is_anticausal else blocks
 
-    def of_keys(self, x: Tensor) -> Tensor:
-        """As `of_queries`."""
-        found = x[self.keys].unflatten(0, (self.blocks, -1))
-        return found[:, 1:] if self.is_far else found
+    def key_blocks(self, x: Tensor) -> Tensor:
+        """The keys of `[T, G, *]` in order, as a view `[num_blocks, size, G, *]`."""
+        blocks = x[self.keys].unflatten(0, (self.num_blocks, -1))
+        return blocks[:, 1:] if self.is_anticausal else blocks
 
-    def turned(self, x: Tensor) -> Tensor:
-        """As the call has it: `[blocks, size, H, *]`.
+    def kernel_input(self, blocks: Tensor) -> Tensor:
+        """The blocks `[num_blocks, size, H, *]` in the order in which the kernel takes them.
 
-        Contiguous: torch keeps cuDNN's plan by the strides of query, key and value alone.
+        They are contiguous, because torch looks up cuDNN's plan by the strides of query, key and
+        value alone.
         """
-        if not self.is_far:
-            return x.contiguous()
-        from ahn.ops.window_attention.reverse import reverse
+        if not self.is_anticausal:
+            return blocks.contiguous()
+        reversed_blocks = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+        reverse(reversed_blocks, blocks)
+        return reversed_blocks
 
-        found = torch.empty_like(x, memory_format=torch.contiguous_format)
-        reverse(found, x)
-        return found
-
-    def has_all(self, x: Tensor) -> bool:
-        """Whether these are all tokens of `[T, H, *]`, for the first time."""
+    def covers(self, x: Tensor) -> bool:
+        """Whether the queries are all tokens of `[T, H, *]`, for the first time."""
         return self.is_first and self.queries.stop - self.queries.start == len(x)
 
-    def added(
+    def accumulate(
         self,
-        whole: Tensor | None,
+        total: Tensor | None,
         part: Tensor,
-        rows_of: Callable[[Tensor], Tensor],
+        blocks_of: Callable[[Tensor], Tensor],
         like: Tensor,
     ) -> Tensor:
-        """The sum by now of a gradient `[T, H, *]`, with what a call gave for some rows of it."""
-        if self.has_all(like):
-            return rows_in_order(part)
-        whole = torch.zeros_like(like) if whole is None else whole
-        rows = rows_of(whole)
-        if self.is_far:
-            from ahn.ops.window_attention.reverse import reverse
+        """Add a call's gradient to the total `[T, H, *]`, at the tokens that `blocks_of` chooses.
 
-            reverse(rows, part.contiguous(), add=True)
+        Args:
+            total: None before the first call.
+            like: a tensor of the total's shape and dtype.
+        """
+        if self.covers(like):
+            return merge_blocks(part)
+        total = torch.zeros_like(like) if total is None else total
+        blocks = blocks_of(total)
+        if self.is_anticausal:
+            reverse(blocks, part.contiguous(), add=True)
         elif self.is_first:
-            rows.copy_(part)
+            blocks.copy_(part)
         else:
-            rows.add_(part)
-        return whole
+            blocks.add_(part)
+        return total
 
 
-def rows_in_order(x: Tensor) -> Tensor:
-    """`[blocks, size, H, *]` as `[T, H, *]`, contiguous.
+def merge_blocks(x: Tensor) -> Tensor:
+    """`[num_blocks, size, H, *]` as `[T, H, *]`, contiguous.
 
-    Of one block a view would do, but log-sum-exp comes with its heads before its tokens.
+    The log-sum-exp comes with heads before tokens, so a view is not enough even for one block.
     """
     return x.flatten(0, 1).contiguous()
 
 
-def pieces(length: int, window: int, num_sinks: int, skipped: int = 0) -> list[Piece]:
-    """What makes up sinks + window attention of a text; each query's own block comes first.
+def reverse(to: Tensor, x: Tensor, add: bool = False) -> None:
+    """Copy `x` `[N, C, *]` into `to`, of the same shape, with the tokens C in reverse order.
+
+    The numbers of a token must be contiguous in both. With `add` they are added to `to`.
+    """
+    from ahn.ops.window_attention.triton import reverse_kernel
+
+    assert to.shape == x.shape and all(y[0, 0].is_contiguous() for y in (to, x))
+    rows, tokens, size = x.shape[0], x.shape[1], x[0, 0].numel()
+    reverse_kernel[(tokens, rows, -(-size // REVERSE_BLOCK))](
+        to, x, *to.stride()[:2], *x.stride()[:2], tokens, size, ADD=add,
+        BLOCK=min(REVERSE_BLOCK, 1 << (size - 1).bit_length()),
+    )  # fmt: skip
+
+
+def plan_calls(length: int, window: int, num_sinks: int, num_skipped: int = 0) -> list[BlockedCall]:
+    """The calls that make up sinks + window attention; a query's own block is in the first.
 
     Args:
-        skipped: first tokens that are no queries, none or those of the budget.
+        num_skipped: first tokens that are no queries, none or those of the budget.
     """
-    first = min(num_sinks, length)
-    blocks, rest = divmod(length - first, window)
-    whole = length - rest
-    known = slice(0, 0 if skipped else first)
-    aligned, tail = slice(max(first, skipped), whole), slice(whole, length)
-    sinks, beyond = slice(0, first), slice(max(first, skipped), length)
-    found = [
-        Piece(known, known, is_first=True),
-        Piece(aligned, aligned, True, blocks - (skipped > 0)),
-        Piece(tail, tail, True),
-        Piece(beyond, sinks, is_causal=False),
+    sinks_end = min(num_sinks, length)
+    num_blocks, rest = divmod(length - sinks_end, window)
+    tail_start = length - rest
+    sink_queries = slice(0, 0 if num_skipped else sinks_end)
+    aligned, tail = slice(max(sinks_end, num_skipped), tail_start), slice(tail_start, length)
+    sinks, beyond = slice(0, sinks_end), slice(max(sinks_end, num_skipped), length)
+    calls = [
+        BlockedCall(sink_queries, sink_queries, is_first=True),
+        BlockedCall(aligned, aligned, True, num_blocks - (num_skipped > 0)),
+        BlockedCall(tail, tail, True),
+        BlockedCall(beyond, sinks, is_causal=False),
     ]
-    if blocks:
-        before = whole - window  # the last whole block, which the tail still sees
-        found += [
-            Piece(
-                slice(first + window, whole), slice(first, before), False, blocks - 1, True, True
-            ),
-            Piece(tail, slice(before + rest, whole), is_causal=False),
-            Piece(tail, slice(before, before + rest), is_far=True),
+    if num_blocks:
+        last = tail_start - window  # the last full block starts here; the tail still sees its end
+        queries, keys = slice(sinks_end + window, tail_start), slice(sinks_end, last)
+        calls += [
+            BlockedCall(queries, keys, False, num_blocks - 1, True, True),
+            BlockedCall(tail, slice(last + rest, tail_start), is_causal=False),
+            BlockedCall(tail, slice(last, last + rest), is_anticausal=True),
         ]
-    return [_shifted(piece, skipped) for piece in found if min(piece.sizes) > 0]
+    return [_without_skipped(call, num_skipped) for call in calls if min(call.block_sizes) > 0]
 
 
-def _shifted(piece: Piece, skipped: int) -> Piece:
-    """With its queries counted from the first one on."""
-    queries = slice(piece.queries.start - skipped, piece.queries.stop - skipped)
-    return piece._replace(queries=queries)
+def _without_skipped(call: BlockedCall, num_skipped: int) -> BlockedCall:
+    """The call with its queries counted from the first one on that is not skipped."""
+    queries = slice(call.queries.start - num_skipped, call.queries.stop - num_skipped)
+    return call._replace(queries=queries)

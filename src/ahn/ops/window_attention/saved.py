@@ -1,4 +1,4 @@
-"""Attention that a layer's first run leaves to the run that computes the layer again."""
+"""Attention outputs saved by a layer's first run, for the run that computes the layer again."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from torch import Tensor
 
 
 class SavedOutputs:
-    """Of one layer and one forward, in the order in which the layer asks for them.
+    """The outputs of one layer in one forward, in the order in which the layer computes them.
 
-    A run that finds none left, as a second backward pass does, computes them like the first.
+    An output is released when it is taken. A later run that finds none left, as in a second
+    backward pass, computes it again.
     """
 
     def __init__(self) -> None:
-        self._held: deque[Sequence[Tensor]] = deque()
+        self._saved: deque[Sequence[Tensor]] = deque()
         self._runs = 0
 
     def start_run(self) -> None:
-        """The layer is about to be run, for the first time or again."""
+        """Tell that the layer is about to run, for the first time or again."""
         self._runs += 1
 
     def get(self, compute: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """What the first run computed here; not held any longer once it has been given."""
-        if self._runs > 1 and self._held:
-            return self._held.popleft()
-        found = compute()
+        """The next output of the first run, where one is left; else that of `compute`."""
+        if self._runs > 1 and self._saved:
+            return self._saved.popleft()
+        outputs = compute()
         if self._runs == 1:
-            # Detached: what a graph's function returns becomes part of that graph.
-            self._held.append([x.detach() for x in found])
-        return found
+            # Detached, since what an autograd function returns becomes part of its graph.
+            self._saved.append([x.detach() for x in outputs])
+        return outputs

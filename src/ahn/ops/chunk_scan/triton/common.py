@@ -1,50 +1,51 @@
-"""What the kernels share."""
+"""Functions that several kernels call."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-RUNTIME = ["T", "chunks", "segments", "per_segment"]  # another length compiles nothing anew
+# Kernels are not compiled again for another length.
+RUNTIME = ["T", "num_chunks", "num_segments", "segment_chunks"]
 
 
 @triton.jit
-def rows(base, start, stride, r, columns, inside):
-    """Tile of the rows from `start`, `[rows, columns]`; zeros where not `inside`."""
-    return tl.load(base + start * stride + (r[:, None] * stride + columns[None, :]), inside, 0.0)
+def load_rows(base, first, stride, o_row, o_col, mask):
+    """Rows from `first` on as a tile; zeros outside the mask."""
+    return tl.load(base + first * stride + (o_row[:, None] * stride + o_col[None, :]), mask, 0.0)
 
 
 @triton.jit
-def square(base, chunk, c, CHUNK: tl.constexpr):
-    """A chunk's matrix, `[CHUNK, CHUNK]`."""
-    return tl.load(base + chunk * CHUNK * CHUNK + (c[:, None] * CHUNK + c[None, :]))
+def load_matrix(base, i_chunk, o_t, BT: tl.constexpr):
+    """The `[BT, BT]` matrix of one chunk."""
+    return tl.load(base + i_chunk * BT * BT + (o_t[:, None] * BT + o_t[None, :]))
 
 
 @triton.jit
-def decays(total, place, c, DECAY: tl.constexpr, CHUNK: tl.constexpr):
-    """Factors by which a chunk decays: from its start to each token, to its end, over all of it."""
-    since, whole = tl.zeros((CHUNK,), tl.float32), 0.0
+def load_decays(g_cumsum, first, o_t, DECAY: tl.constexpr, BT: tl.constexpr):
+    """Decay from a chunk's start to each token, from each token to its end, and over all of it."""
+    b_g, g_last = tl.zeros((BT,), tl.float32), 0.0
     if DECAY:
-        since = tl.load(total + place + c)
-        whole = tl.load(total + place + CHUNK - 1)
-    return tl.exp2(since), tl.exp2(whole - since), tl.exp2(whole)
+        b_g = tl.load(g_cumsum + first + o_t)
+        g_last = tl.load(g_cumsum + first + BT - 1)
+    return tl.exp2(b_g), tl.exp2(g_last - b_g), tl.exp2(g_last)
 
 
 @triton.jit
-def decay_between(since, c, DECAY: tl.constexpr, CHUNK: tl.constexpr):
-    """Decay from column to row, `[CHUNK, CHUNK]`; 0 where the column is later."""
-    past = c[:, None] >= c[None, :]
-    decay = tl.where(past, 1.0, 0.0)
+def decay_mask(b_g, o_t, DECAY: tl.constexpr, BT: tl.constexpr):
+    """Causal mask with the decay from the column's token to the row's, `[BT, BT]`."""
+    is_past = o_t[:, None] >= o_t[None, :]
+    b_mask = tl.where(is_past, 1.0, 0.0)
     if DECAY:
-        # The mask comes first: of later columns the exponent is positive and may overflow.
-        decay = tl.exp2(tl.where(past, since[:, None] - since[None, :], float("-inf")))
-    return decay
+        # The mask comes first: above the diagonal the exponent is positive and may overflow.
+        b_mask = tl.exp2(tl.where(is_past, b_g[:, None] - b_g[None, :], float("-inf")))
+    return b_mask
 
 
 @triton.jit
-def errors(v, k, state, strength, known_scale, DELTA: tl.constexpr):
-    """What each token wants changed under its key, `[CHUNK, COLUMNS]` float32."""
-    v = v.to(tl.float32)
+def delta_errors(b_v, b_k, b_h, b_beta, b_k_decay, DELTA: tl.constexpr):
+    """beta (v - decay k h), `[BT, BV]` float32; without the delta rule beta v."""
+    b_v = b_v.to(tl.float32)
     if DELTA:
-        v -= tl.dot(k, state, input_precision="ieee") * known_scale[:, None]
-    return v * strength[:, None]
+        b_v -= tl.dot(b_k, b_h, input_precision="ieee") * b_k_decay[:, None]
+    return b_v * b_beta[:, None]
