@@ -23,10 +23,8 @@ def fused_decoding(token: NewToken, ring: Ring, cell: CellSpec | None, scale: fl
     rows = torch.arange(batch, device=token.query.device)
     index = ring.ring_index.expand(batch)
     read = None if cell is None else _write_and_read(token, ring, cell, rows, index)
-    ring.keys[rows, :, index], ring.values[rows, :, index] = (
-        token.key[:, :, 0],
-        token.value[:, :, 0],
-    )
+    ring.keys[rows, :, index] = token.key[:, :, 0]
+    ring.values[rows, :, index] = token.value[:, :, 0]
     if cell is not None and ring.gates is not None and token.gates is not None:
         ring.gates[rows, :, index] = token.gates[:, 0].to(ring.gates.dtype)
     keys, values = ring.keys[:, :, : ring.limit], ring.values[:, :, : ring.limit]
