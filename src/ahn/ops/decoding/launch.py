@@ -11,68 +11,69 @@ from torch import Tensor
 from ahn.ops.decoding.types import NewToken, Ring
 from ahn.ops.gated_norm import EPS, CellSpec
 
-LARGEST_PIECE = 2048  # slots; smaller pieces would make the merge's table of them large
-BLOCK = 64  # slots that a program attends to at a time
+LARGEST_SPLIT = 2048  # tokens; smaller splits would make the merge's table of them large
+BLOCK = 64  # tokens of the ring that a program loads at a time
 STAGES = 2  # blocks loaded ahead; more leave no shared memory for the next kernel's first programs
 PROGRAMS = 3  # programs of attention for each multiprocessor
-MERGED = 4096  # numbers of the pieces that one program of the merge, a warp, loads
+MERGED = 4096  # numbers of the splits that one program of the merge, a warp, loads
 
 
 def fused_decoding(token: NewToken, ring: Ring, cell: CellSpec | None, scale: float) -> Tensor:
     """`ahn.ops.decoding.fused_decoding` on a GPU."""
-    pieces, read = _update_and_attend(token, ring, cell, scale)
-    return _merge_splits(token, ring, pieces, read, cell, scale)
+    splits, readout = _update_and_attend(token, ring, cell, scale)
+    return _merge_splits(token, ring, splits, readout, cell, scale)
 
 
 def _update_and_attend(
     token: NewToken, ring: Ring, cell: CellSpec | None, scale: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """Softmax over each piece of the slots, and what was read from the state; all float32.
+    """Attention over each split of the ring, and the readout of the state; all float32.
 
     Returns:
-        Largest score and sum of weights `[B, H, pieces]` with weighted values `[B, H, pieces, V]`;
-        and the read `[B, H, V]`.
+        Largest score and sum of weights `[B, H, num_splits]` with weighted values
+        `[B, H, num_splits, V]`; and the readout `[B, H, V]`.
     """
     from ahn.ops.decoding.triton import update_and_attend
 
     query = token.query
     batch, heads, _, dim = query.shape
     groups = ring.keys.shape[1]
-    pieces, per_piece = _pieces(batch * groups, ring.limit, query.device)
-    shape = (batch, heads, pieces)
-    largest, total = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    weighted = query.new_empty(*shape, dim, dtype=torch.float32)
-    read = query.new_empty(batch, heads, dim, dtype=torch.float32)
+    num_splits, split_size = _split_counts(batch * groups, ring.limit, query.device)
+    shape = (batch, heads, num_splits)
+    split_max, split_sum = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    split_acc = query.new_empty(*shape, dim, dtype=torch.float32)
+    readout = query.new_empty(batch, heads, dim, dtype=torch.float32)
     memory_query = query if token.memory_query is None else token.memory_query
-    rule, rate, bias, query_scale, gates = "", read, read, 1.0, 0
-    updates, columns = 0, _columns(dim, 32)
+    rule, A_log, bias, query_scale, gates = "", readout, readout, 1.0, 0
+    state_programs, columns = 0, _columns(dim, 32)
     if cell is not None:
         assert token.gates is not None, "a memory needs its gates"
         rule, query_scale, gates = cell.rule, cell.query_scale, token.gates.shape[-1]
-        rate, bias = (read if x is None else x for x in (cell.rate, cell.dt_bias))
-        updates = batch * heads * _power(dim) // columns
+        A_log, bias = (readout if x is None else x for x in (cell.rate, cell.dt_bias))
+        state_programs = batch * heads * _power(dim) // columns
     settings, norms = _transform_arguments(token, ring)
-    attends = pieces * batch * groups
-    update_and_attend[(updates + attends,)](
-        query, memory_query, ring.keys, ring.values, read if ring.gates is None else ring.gates,
-        read if ring.state is None else ring.state, ring.slot, ring.filled, ring.keep, rate, bias,
-        *norms[:3], read, largest, total, weighted, *query.stride()[:2], *memory_query.stride()[:2],
-        _row_stride(ring), settings.pop("angle_stride"), num_splits=pieces, split_size=per_piece,
-        state_programs=updates, scale=scale, query_scale=query_scale, COLUMNS=columns,
-        # With many rows the state's small programs run last, where the pieces leave the GPU idle.
+    attention_programs = num_splits * batch * groups
+    update_and_attend[(state_programs + attention_programs,)](
+        query, memory_query, ring.keys, ring.values, readout if ring.gates is None else ring.gates,
+        readout if ring.state is None else ring.state, ring.ring_index, ring.filled,
+        ring.write_mask, A_log, bias, *norms[:3], readout, split_max, split_sum, split_acc,
+        *query.stride()[:2], *memory_query.stride()[:2], _row_stride(ring),
+        settings.pop("angle_stride"), num_splits=num_splits, split_size=split_size,
+        state_programs=state_programs, scale=scale, query_scale=query_scale, COLUMNS=columns,
+        # With many rows the state's small programs run last, where the splits leave the GPU idle.
         STATE_FIRST=batch == 1, NUM_GATES=gates, RULE=rule,
         HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK, num_stages=STAGES,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **settings, **_sizes(query, ring),
     )  # fmt: skip
-    return (largest, total, weighted), read
+    return (split_max, split_sum, split_acc), readout
 
 
 def _merge_splits(
     token: NewToken,
     ring: Ring,
-    pieces: tuple[Tensor, Tensor, Tensor],
-    read: Tensor,
+    splits: tuple[Tensor, Tensor, Tensor],
+    readout: Tensor,
     cell: CellSpec | None,
     scale: float,
 ) -> Tensor:
@@ -84,16 +85,16 @@ def _merge_splits(
     weights = (None, None) if cell is None else (cell.norm, cell.o_proj)
     parts = (token.gates, ring.gates, token.output_gate, *weights)
     gates, old_gates, output_gate, norm, o_proj = (out if x is None else x for x in parts)
-    count = pieces[0].shape[2]
+    num_splits = splits[0].shape[2]
     gate_strides = (gates.stride(0), gates.stride(2), gates.stride(3), output_gate.stride(0))
     settings, norms = _transform_arguments(token, ring)
-    columns = _columns(dim, min(64, max(1, MERGED // _power(count))))
+    columns = _columns(dim, min(64, max(1, MERGED // _power(num_splits))))
     merge_splits[(batch * heads, _power(dim) // columns)](
-        query, key, value, gates, ring.keys, ring.values, old_gates, ring.slot, *norms, *pieces,
-        read, output_gate, norm, o_proj, out,
+        query, key, value, gates, ring.keys, ring.values, old_gates, ring.ring_index, *norms,
+        *splits, readout, output_gate, norm, o_proj, out,
         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *gate_strides,
-        _row_stride(ring), settings.pop("angle_stride"), scale=scale, num_splits=count, eps=EPS,
-        COLUMNS=columns, SPLITS=_power(count),
+        _row_stride(ring), settings.pop("angle_stride"), scale=scale, num_splits=num_splits,
+        eps=EPS, COLUMNS=columns, SPLITS=_power(num_splits),
         ALL_HEADS=_power(heads), NUM_GATES=0 if cell is None else gates.shape[-1],
         HAS_MEMORY=cell is not None, GATE_FIRST=cell is not None and cell.gate_first,
         num_warps=1,
@@ -105,10 +106,10 @@ def _merge_splits(
 def _transform_arguments(token: NewToken, ring: Ring) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     """What the kernels need for norm and RoPE: constants, and cos, sin and the two norms."""
     transform, nothing = token.transform, token.query
-    overlap = _overlap(token.query.device)
+    options = _launch_options(token.query.device)
     if transform is None:
         constants = {"QK_NORM": False, "ROPE": False, "norm_eps": 0.0, "angle_stride": 0}
-        return constants | overlap, (nothing,) * 4
+        return constants | options, (nothing,) * 4
     norms = (nothing if x is None else x for x in (transform.query_norm, transform.key_norm))
     constants = {
         "QK_NORM": transform.query_norm is not None,
@@ -116,10 +117,10 @@ def _transform_arguments(token: NewToken, ring: Ring) -> tuple[dict[str, Any], t
         "norm_eps": transform.eps,
         "angle_stride": 0 if len(transform.cos) == 1 else transform.cos.stride(0),
     }
-    return constants | overlap, (transform.cos, transform.sin, *norms)
+    return constants | options, (transform.cos, transform.sin, *norms)
 
 
-def _overlap(device: torch.device) -> dict[str, Any]:
+def _launch_options(device: torch.device) -> dict[str, Any]:
     if torch.compiler.is_compiling():  # torch.compile knows no such launches
         return {"PDL": False}
     from ahn.ops.dependent_launch import launch_options
@@ -129,8 +130,8 @@ def _overlap(device: torch.device) -> dict[str, Any]:
 
 def _sizes(query: Tensor, ring: Ring) -> dict[str, int]:
     heads, dim = query.shape[1], query.shape[3]
-    groups, slots = ring.keys.shape[1:3]
-    return {"H": heads, "G": groups, "N": slots, "DIM": dim, "PADDED": _power(dim)}
+    groups, tokens = ring.keys.shape[1:3]
+    return {"H": heads, "G": groups, "N": tokens, "DIM": dim, "PADDED": _power(dim)}
 
 
 def _columns(dim: int, most: int) -> int:
@@ -139,15 +140,15 @@ def _columns(dim: int, most: int) -> int:
 
 
 def _row_stride(ring: Ring) -> int:
-    return 0 if ring.slot.shape[0] == 1 else 1
+    return 0 if ring.ring_index.shape[0] == 1 else 1
 
 
-def _pieces(programs: int, limit: int, device: torch.device) -> tuple[int, int]:
-    """Number of pieces that the slots are cut into, and slots of each."""
-    wanted = max(1, PROGRAMS * _multiprocessors(device) // programs, -(-limit // LARGEST_PIECE))
-    per_piece = -(-limit // wanted)
-    per_piece = -(-per_piece // BLOCK) * BLOCK
-    return -(-limit // per_piece), per_piece
+def _split_counts(programs: int, limit: int, device: torch.device) -> tuple[int, int]:
+    """Number of splits of the ring, and tokens of each."""
+    wanted = max(1, PROGRAMS * _multiprocessors(device) // programs, -(-limit // LARGEST_SPLIT))
+    split_size = -(-limit // wanted)
+    split_size = -(-split_size // BLOCK) * BLOCK
+    return -(-limit // split_size), split_size
 
 
 @cache

@@ -20,11 +20,13 @@ def fused_decoding(token: NewToken, ring: Ring, cell: CellSpec | None, scale: fl
     """`ahn.ops.decoding.fused_decoding` on any device."""
     token = _transformed(token)
     batch = len(token.query)
-    rows, slot = torch.arange(batch, device=token.query.device), ring.slot.expand(batch)
-    read = None if cell is None else _write_and_read(token, ring, cell, rows, slot)
-    ring.keys[rows, :, slot], ring.values[rows, :, slot] = token.key[:, :, 0], token.value[:, :, 0]
+    rows = torch.arange(batch, device=token.query.device)
+    index = ring.ring_index.expand(batch)
+    read = None if cell is None else _write_and_read(token, ring, cell, rows, index)
+    ring.keys[rows, :, index] = token.key[:, :, 0]
+    ring.values[rows, :, index] = token.value[:, :, 0]
     if cell is not None and ring.gates is not None and token.gates is not None:
-        ring.gates[rows, :, slot] = token.gates[:, 0].to(ring.gates.dtype)
+        ring.gates[rows, :, index] = token.gates[:, 0].to(ring.gates.dtype)
     keys, values = ring.keys[:, :, : ring.limit], ring.values[:, :, : ring.limit]
     filled = ring.filled.expand(batch)
     out = decode_attention(token.query, keys, values, filled=filled, scale=scale).transpose(1, 2)
@@ -34,24 +36,24 @@ def fused_decoding(token: NewToken, ring: Ring, cell: CellSpec | None, scale: fl
 
 
 def _write_and_read(
-    token: NewToken, ring: Ring, cell: CellSpec, rows: Tensor, slot: Tensor
+    token: NewToken, ring: Ring, cell: CellSpec, rows: Tensor, index: Tensor
 ) -> Tensor:
-    """Write what is in the slot into the state, then read it: `[B, 1, H, V]`."""
+    """Write the token at that index into the state, then read it: `[B, 1, H, V]`."""
     assert ring.gates is not None and ring.state is not None, "a memory has gates and a state"
     asking = token.query if token.memory_query is None else token.memory_query
-    key, value, gates = (x[rows, :, slot][:, None] for x in (ring.keys, ring.values, ring.gates))
+    key, value, gates = (x[rows, :, index][:, None] for x in (ring.keys, ring.values, ring.gates))
     inputs = (asking.transpose(1, 2), key, value)
     dtype = compute_dtype(gates, ring.state)
     first, *others = gates.to(dtype).unbind(-1)
-    keep = ring.keep.expand(len(rows), 1)[..., None].to(dtype)
+    mask = ring.write_mask.expand(len(rows), 1)[..., None].to(dtype)
     if cell.rule == "ssd":
-        dt = _dt(first, cell) * keep
+        dt = _dt(first, cell) * mask
         read, state = ssd(
             *inputs, _rate(cell, dtype) * dt, ring.state, dt=dt, normalize=True, kernels="torch"
         )
     else:
-        beta = first.sigmoid() * keep
-        decay = _rate(cell, dtype) * _dt(others[0], cell) * keep if others else None
+        beta = first.sigmoid() * mask
+        decay = _rate(cell, dtype) * _dt(others[0], cell) * mask if others else None
         read, state = delta_rule(
             *inputs, beta, decay, ring.state,
             normalize=True, scale=cell.query_scale, kernels="torch",

@@ -9,25 +9,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ring:
-    """A layer's cache and the slot of the new token, see `ahn.layer.context.DecodePlacement`.
+    """A layer's cache and the place of the new token, see `ahn.layer.context.DecodePlacement`.
 
     Attributes:
-        keys, values: `[B, G, N, K]`, N slots.
+        keys, values: `[B, G, N, K]`, N places: the sinks, then the ring.
         gates: `[B, H, N, n]`, raw write gates of the cached tokens; None without a memory.
         state: `[B, H, K, V]` float32; None without a memory.
-        slot: `[B or 1]`, where the new token goes; until then it holds the evicted one.
-        filled: `[B or 1]`, number of leading slots that hold a token, the new one counted.
-        keep: `[B or 1, 1]` bool, False where nothing is evicted, so nothing is written.
-        limit: slots to attend to, an upper bound of `filled` that the host knows.
+        ring_index: `[B or 1]`, where the new token goes; until then it holds the evicted one.
+        filled: `[B or 1]`, number of leading places that hold a token, the new one counted.
+        write_mask: `[B or 1, 1]` bool, False where nothing is evicted, so nothing is written.
+        limit: places to attend to, an upper bound of `filled` that the host knows.
     """
 
     keys: Tensor
     values: Tensor
     gates: Tensor | None
     state: Tensor | None
-    slot: Tensor
+    ring_index: Tensor
     filled: Tensor
-    keep: Tensor
+    write_mask: Tensor
     limit: int
 
 

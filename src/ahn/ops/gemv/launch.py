@@ -50,10 +50,10 @@ def norm_linear(x: Tensor, norm: Norm, maps: Sequence[Linear], starts_chain: boo
 def norm_swiglu(x: Tensor, norm: Norm, gate: Linear, up: Linear) -> Tensor:
     """`ahn.ops.gemv.norm_swiglu` on a GPU."""
     if len(x) == 1:
-        return _run_vector(x, [gate], "gated", norm=norm, second=up.weight)
+        return _run_vector(x, [gate], "gated", norm=norm, up_weight=up.weight)
     x = rms_norm(x, norm)
     if len(x) <= BATCH:
-        return _run_rows(x, [gate], "gated", second=up.weight)
+        return _run_rows(x, [gate], "gated", up_weight=up.weight)
     from ahn.ops.gated_mlp.triton import silu_mul_
 
     return silu_mul_(F.linear(x, gate.weight), F.linear(x, up.weight))
@@ -77,7 +77,7 @@ def _run_vector(
     form: str,
     *,
     norm: Norm | None = None,
-    second: Tensor | None = None,
+    up_weight: Tensor | None = None,
     residual: Tensor | None = None,
     starts_chain: bool = False,
 ) -> Tensor:
@@ -85,16 +85,16 @@ def _run_vector(
     from ahn.ops.gemv.triton import gemv
 
     size, hidden = x.shape[1], x.shape[1] if residual is None else residual.shape[1]
-    rows, block, ahead, warps = FORMS["short" if hidden <= SHORT else "long"][form]
-    if second is not None and size % block:  # two weights' last blocks would be half empty
+    rows, block, prefetch, warps = FORMS["short" if hidden <= SHORT else "long"][form]
+    if up_weight is not None and size % block:  # two weights' last blocks would be half empty
         block //= 2
     blocks, out, places = _places(x, maps, rows)
     gemv[(blocks,)](
         x, x if norm is None else norm.weight, *_tensors(maps),
-        x if second is None else second, x if residual is None else residual, out,
+        x if up_weight is None else up_weight, x if residual is None else residual, out,
         eps=0.0 if norm is None else norm.eps, D=size, ROWS=rows,
-        BLOCK=min(block, 1 << (size - 1).bit_length()), PREFETCH=ahead, UNROLLED=size <= SHORT,
-        HAS_NORM=norm is not None, SWIGLU=second is not None, HAS_RESIDUAL=residual is not None,
+        BLOCK=min(block, 1 << (size - 1).bit_length()), PREFETCH=prefetch, UNROLLED=size <= SHORT,
+        HAS_NORM=norm is not None, SWIGLU=up_weight is not None, HAS_RESIDUAL=residual is not None,
         num_warps=warps, **places, **launch_options(x.device, starts_chain),
     )  # fmt: skip
     return out
@@ -105,7 +105,7 @@ def _run_rows(
     maps: Sequence[Linear],
     form: str,
     *,
-    second: Tensor | None = None,
+    up_weight: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     from ahn.ops.dependent_launch import launch_options
@@ -114,9 +114,10 @@ def _run_rows(
     rows, block, stages, warps = BATCH_FORMS[form]
     blocks, out, places = _places(x, maps, rows)
     skinny_gemm[(blocks,)](
-        x, *_tensors(maps), x if second is None else second, x if residual is None else residual,
-        out, len(x), D=x.shape[1], OUT=out.shape[1], ROWS=rows, BLOCK=2 * block // x.element_size(),
-        BATCH=max(16, 1 << (len(x) - 1).bit_length()), SWIGLU=second is not None,
+        x, *_tensors(maps), x if up_weight is None else up_weight,
+        x if residual is None else residual, out, len(x), D=x.shape[1], OUT=out.shape[1], ROWS=rows,
+        BLOCK=2 * block // x.element_size(),
+        BATCH=max(16, 1 << (len(x) - 1).bit_length()), SWIGLU=up_weight is not None,
         HAS_RESIDUAL=residual is not None, PRECISION="ieee" if x.element_size() == 4 else "tf32",
         num_stages=stages, num_warps=warps, **places, **launch_options(x.device),
     )  # fmt: skip
