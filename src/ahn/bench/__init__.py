@@ -1,4 +1,4 @@
-"""Speed and memory of prefill, decoding, batches and kernels, beside full attention and window."""
+"""Speed and memory of prefill, decoding, batches and kernels, compared with other attention."""
 
 from ahn.bench.batch import bench_batch
 from ahn.bench.decode import bench_decode

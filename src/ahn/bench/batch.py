@@ -1,4 +1,4 @@
-"""Batches: tokens per second at growing batch sizes, up to what the memory holds."""
+"""Tokens per second of growing batches, up to what fits into the memory of the GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ahn.bench.decode import bench_decode
 from ahn.bench.models import BenchModel
 from ahn.cost import cache_bytes
 
-SPARE = 0.06  # of the memory, for activations and the logits
+SPARE = 0.06  # share of the GPU's memory, for activations and logits
 
 
 def bench_batch(
@@ -23,29 +23,22 @@ def bench_batch(
     new_tokens: int = 32,
     ceilings: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of `bench_decode`, with the bytes of a sequence; the sizes are chosen where not given.
+    """Rows of `bench_decode`, one a method and batch size, with the cache's bytes per sequence.
 
-    They are chosen before anything is allocated: powers of two, then the largest that fits.
+    Args:
+        sizes: batch sizes; None takes powers of two, then the largest that fits. These are
+            computed in advance, from the bytes of a cache.
     """
     rows = []
     for method in methods:
         settings = bench.cost_settings(method)
         gates = bench.num_gates if method == "ahn" else 0
-        number = bench.model.dtype.itemsize
-        per_row = cache_bytes(bench.shape, tokens, settings, gates, number)
+        itemsize = bench.model.dtype.itemsize
+        per_row = cache_bytes(bench.shape, tokens, settings, gates, itemsize)
+        options: dict[str, Any] = {"steps": [step], "new_tokens": new_tokens, "ceilings": ceilings}
         for size in sizes or _sizes(bench, per_row):
-            rows += [
-                {**row, "cache_bytes_per_row": per_row}
-                for row in bench_decode(
-                    bench,
-                    tokens,
-                    [method],
-                    steps=[step],
-                    new_tokens=new_tokens,
-                    batch=size,
-                    ceilings=ceilings,
-                )
-            ]
+            measured = bench_decode(bench, tokens, [method], batch=size, **options)
+            rows += [{**row, "cache_bytes_per_row": per_row} for row in measured]
     return rows
 
 
@@ -54,6 +47,6 @@ def _sizes(bench: BenchModel, per_row: int) -> list[int]:
         return [1, 2, 4]
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(bench.device)
-    most = max(1, int((free - SPARE * total) // per_row))
-    powers = [1 << n for n in range(most.bit_length())]
-    return sorted({*powers, most})
+    largest = max(1, int((free - SPARE * total) // per_row))
+    powers = [1 << n for n in range(largest.bit_length())]
+    return sorted({*powers, largest})

@@ -1,4 +1,4 @@
-"""DecodePlacement: milliseconds a token after a long text, by method and way of running a step."""
+"""Decoding: milliseconds per token after a long prompt, by method and kind of step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from ahn.bench.machine import synchronize
 from ahn.bench.models import BenchModel, filled_cache
 from ahn.cost import decode_bytes
-from ahn.runtime.decode_step import Step
+from ahn.runtime.decode_step import DecodeStep
 
-ROUND = 8  # tokens timed together
+ROUND = 8  # tokens between two readings of the clock
 
 
 def bench_decode(
@@ -28,12 +28,14 @@ def bench_decode(
     batch: int = 1,
     ceilings: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a method and step: median milliseconds, tokens/s and TB/s of what must be moved.
+    """One row a method and step: median milliseconds, tokens/s, and TB/s.
+
+    The bytes are those that a step must at least move: weights and cache.
 
     Args:
-        tokens: read before; their cache is filled with random numbers.
-        steps: see `ahn.runtime.decode_step.Step`; full attention grows, so it always runs eagerly.
-        new_tokens: timed, after some that warm up.
+        tokens: length of the prompt; its cache is filled with random numbers.
+        steps: kinds of step, see `ahn.runtime.decode_step.DecodeStep`; full attention runs eagerly.
+        new_tokens: tokens to time, after a warm-up.
     """
     rows = []
     for method in methods:
@@ -42,12 +44,12 @@ def bench_decode(
             moved = decode_bytes(bench.shape, tokens, bench.cost_settings(method), batch)
             try:
                 with bench.method(method), filled_cache(bench, method, batch, tokens) as cache:
-                    found = _measure(bench, method, cache, step, new_tokens, batch)
+                    times = _measure(bench, method, cache, step, new_tokens, batch)
             except torch.OutOfMemoryError:
                 rows.append({**row, "error": "out of memory"})
                 continue
-            seconds = found["ms_per_step"] / 1e3
-            row |= found | {"tokens_per_s": batch / seconds, "tb_per_s": moved / seconds / 1e12}
+            seconds = times["ms_per_step"] / 1e3
+            row |= times | {"tokens_per_s": batch / seconds, "tb_per_s": moved / seconds / 1e12}
             if ceilings:
                 row["share_of_copy"] = row["tb_per_s"] / ceilings["copy_tb_per_s"]
             rows.append(row)
@@ -57,30 +59,34 @@ def bench_decode(
 def _measure(
     bench: BenchModel, method: str, cache: Any, how: str, new_tokens: int, batch: int
 ) -> dict[str, float]:
-    """Warm-up in seconds, then milliseconds a step, each token chosen from the last logits."""
-    read = _full(bench, cache) if method == "full" else Step(bench.model, cache, how)
+    """Warm-up in seconds and milliseconds per step of greedy decoding."""
+    step = (
+        _full_attention_step(bench, cache)
+        if method == "full"
+        else DecodeStep(bench.model, cache, how)
+    )
     token = torch.arange(batch, device=bench.device) % bench.shape.vocabulary
     start = time.perf_counter()
-    token = _decode(read, token, ROUND)
+    token = _decode(step, token, ROUND)
     synchronize(bench.device)
     warm_up, seconds = time.perf_counter() - start, []
     for _ in range(max(1, new_tokens // ROUND)):
         start = time.perf_counter()
-        token = _decode(read, token, ROUND)
+        token = _decode(step, token, ROUND)
         synchronize(bench.device)
         seconds.append(time.perf_counter() - start)
     return {"warm_up_s": warm_up, "ms_per_step": median(seconds) / ROUND * 1e3}
 
 
-def _decode(read: Callable[[Tensor], Tensor], token: Tensor, count: int) -> Tensor:
+def _decode(step: Callable[[Tensor], Tensor], token: Tensor, count: int) -> Tensor:
     for _ in range(count):
-        token = read(token).argmax(-1)
+        token = step(token).argmax(-1)
     return token
 
 
-def _full(bench: BenchModel, cache: Any) -> Callable[[Tensor], Tensor]:
+def _full_attention_step(bench: BenchModel, cache: Any) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
-    def read(token: Tensor) -> Tensor:
+    def step(token: Tensor) -> Tensor:
         return bench.model(token[:, None], past_key_values=cache).logits[:, -1]
 
-    return read
+    return step

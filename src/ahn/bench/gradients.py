@@ -1,4 +1,4 @@
-"""Kernels of one layer in training: forward and backward pass, beside their peers."""
+"""Kernels of one layer in training: forward and backward pass, compared with other libraries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahn.bench.machine import median_seconds, synchronize
-from ahn.memory import build_memory, registered_memories
+from ahn.memory import Evicted, build_memory, registered_memories
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training.losses import head_losses
 
 Case = tuple[str, str, Callable[[], Tensor], list[Tensor]]
-VOCABULARY, WIDTH = 151936, 2048  # of the head that is measured, Qwen2.5-3B's
+VOCABULARY, WIDTH = 151936, 2048  # of the LM head that is measured: Qwen2.5-3B's
 
 
 def bench_gradients(
@@ -29,7 +29,7 @@ def bench_gradients(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[dict[str, Any]]:
-    """One row a kernel and implementation: milliseconds of both passes, on random inputs."""
+    """One row a kernel and implementation: milliseconds of both passes on random inputs."""
     rows = []
     sizes = (tokens, heads, groups, dim, dtype)
     with torch.device(device):
@@ -37,7 +37,7 @@ def bench_gradients(
             row: dict[str, Any] = {"kernel": f"{kernel}, trained", "by": by}
             try:
                 rows.append(row | _both_passes(forward, leaves, device))
-            except RuntimeError as error:  # of a peer that cannot run here
+            except RuntimeError as error:  # an implementation that cannot run here
                 rows.append({**row, "error": str(error).splitlines()[0]})
         rows.append(_head(tokens, device, dtype))
     return rows
@@ -46,16 +46,16 @@ def bench_gradients(
 def _both_passes(
     forward: Callable[[], Tensor], leaves: list[Tensor], device: torch.device
 ) -> dict[str, float]:
-    """First call in seconds, then milliseconds forward and backward."""
-    slope = torch.randn_like(out := forward())
+    """Milliseconds of the forward and of the backward pass, and of both."""
+    gradient = torch.randn_like(out := forward())
     synchronize(device)
 
     def backward() -> None:
-        torch.autograd.grad(out, leaves, slope, retain_graph=True)
+        torch.autograd.grad(out, leaves, gradient, retain_graph=True)
 
-    found = {"forward_ms": median_seconds(forward, device, warm_up=2) * 1e3}
-    found["backward_ms"] = median_seconds(backward, device, warm_up=2) * 1e3
-    return {"ms": sum(found.values()), **found}
+    times = {"forward_ms": median_seconds(forward, device, warm_up=2) * 1e3}
+    times["backward_ms"] = median_seconds(backward, device, warm_up=2) * 1e3
+    return {"ms": sum(times.values()), **times}
 
 
 def _attention(
@@ -67,15 +67,15 @@ def _attention(
         for _ in "kv"
     )
     leaves = [query, key, value]
-    none = key.detach()[:, :, :0]
+    no_sinks = key.detach()[:, :, :0]
 
     def ours() -> Tensor:
-        return window_attention(query, key, value, none, none, window=window, start=0)
+        return window_attention(query, key, value, no_sinks, no_sinks, window=window, start=0)
 
     def blocks() -> Tensor:
-        return blocked_window_attention(query, key, value, none, none, window, 0, None, 0.0)
+        return blocked_window_attention(query, key, value, no_sinks, no_sinks, window, 0, None, 0.0)
 
-    def band() -> Tensor:
+    def flash() -> Tensor:
         rows = (x.transpose(1, 2) for x in leaves)
         return torch.ops.aten._flash_attention_forward(
             *rows, None, None, tokens, tokens, 0.0, True, False, window_size_left=window - 1,
@@ -87,31 +87,33 @@ def _attention(
 
     yield "window", "ahn", ours, leaves
     if query.is_cuda:
-        yield "window", "flash attention 2", band, leaves
+        yield "window", "flash attention 2", flash, leaves
     yield "window", "blocks with masks", blocks, leaves
     yield "full", "scaled_dot_product_attention", full, leaves
 
 
 def _cells(tokens: int, heads: int, groups: int, dim: int, dtype: torch.dtype) -> Iterator[Case]:
-    """A cell whole, in float32 under autocast: gates, recurrence, read-out, head-wise map."""
+    """A cell's full forward, float32 weights under autocast."""
     hidden = torch.randn(1, tokens, heads * dim, dtype=dtype, requires_grad=True)
     query = torch.randn(1, tokens, heads, dim, dtype=dtype, requires_grad=True)
     key, value = (
-        torch.randn(1, tokens, groups, dim, dtype=dtype, requires_grad=True) for _ in "kv"
+        torch.randn(1, tokens, groups, dim, dtype=dtype).transpose(1, 2).requires_grad_()
+        for _ in "kv"
     )
+    evicted = Evicted(key, value, None, torch.arange(tokens)[None], None)
     for name in registered_memories():
         cell = build_memory(name, heads * dim, heads, dim)
         nn.init.normal_(cell.o_proj.weight, std=0.02)
 
         def forward(cell: nn.Module = cell) -> Tensor:
             with torch.autocast(hidden.device.type, dtype, enabled=dtype != torch.float32):
-                return cell(hidden, query, key, value, None, None, None)[0]
+                return cell(hidden, query, evicted, {}).read
 
         yield name, "ahn", forward, [hidden, query, key, value, *cell.parameters()]
 
 
 def _head(tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Losses of a frozen head; their gradient is made in the forward pass."""
+    """Losses of a frozen LM head, whose gradient is computed in the forward pass."""
     width = WIDTH if device.type == "cuda" else 64
     head = nn.Linear(width, VOCABULARY, bias=False, dtype=dtype).requires_grad_(False)
     student, teacher = torch.randn(2, tokens, width, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The machine: what it is, what it can do at most, and how time and memory are measured on it."""
+"""The machine: hardware and versions, peak rates, and the clock and the memory meter."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import transformers
 
-LIBRARIES = ("triton", "fla-core", "liger-kernel")  # named where they are installed
+LIBRARIES = ("triton", "fla-core", "liger-kernel")  # their versions, where installed
 COPY_BYTES = 2**31
-MATRIX = 8192
+MATRIX_SIZE = 8192
 
 
 def environment(command: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def environment(command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        **{name: found for name in LIBRARIES if (found := _version(name))},
+        **{name: installed for name in LIBRARIES if (installed := _version(name))},
     }
 
 
@@ -52,23 +52,23 @@ def _version(name: str) -> str | None:
 
 
 def measure_ceilings(device: torch.device) -> dict[str, float]:
-    """Copy in TB/s (read and written) and bfloat16 matrix products in TFLOP/s; on a GPU alone."""
+    """TB/s of a copy (bytes read and written) and bfloat16 matmul TFLOP/s; on a CPU nothing."""
     if device.type != "cuda":
         return {}
     halves = torch.empty(2, COPY_BYTES, dtype=torch.uint8, device=device)
     copy = median_seconds(lambda: halves[0].copy_(halves[1]), device)
-    matrix = torch.randn(MATRIX, MATRIX, dtype=torch.bfloat16, device=device)
+    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, dtype=torch.bfloat16, device=device)
     product = median_seconds(lambda: matrix @ matrix, device)
     return {
         "copy_tb_per_s": 2 * COPY_BYTES / copy / 1e12,
-        "matmul_tflop_per_s": 2 * MATRIX**3 / product / 1e12,
+        "matmul_tflop_per_s": 2 * MATRIX_SIZE**3 / product / 1e12,
     }
 
 
 def median_seconds(
     work: Callable[[], Any], device: torch.device, repeats: int = 5, warm_up: int = 1
 ) -> float:
-    """Median over `repeats` runs, after some that are not counted."""
+    """Median over `repeats` runs, after `warm_up` runs."""
     for _ in range(warm_up):
         work()
     seconds = []
@@ -82,19 +82,19 @@ def median_seconds(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """Gives a list that afterwards holds the largest number of bytes allocated; empty on a CPU."""
-    found: list[int] = []
+    """Yield a list that gets the peak of allocated bytes at the end; on a CPU it stays empty."""
+    peak: list[int] = []
     if device.type != "cuda":
-        yield found
+        yield peak
         return
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    yield found
-    found.append(torch.cuda.max_memory_allocated(device))
+    yield peak
+    peak.append(torch.cuda.max_memory_allocated(device))

@@ -1,4 +1,4 @@
-"""Models to measure: a shape by name, a config, or weights; with a memory whose numbers matter."""
+"""Models to measure: of a named shape, of a config, or with trained weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from ahn.memory import GATES, STATE
 from ahn.modeling import attach, detach, disabled, memory_off
 
 METHODS = ("ahn", "window", "full")
-# Of Qwen2.5: layers, hidden, intermediate, heads, key-value heads, vocabulary, tied embedding
-# (each model's published config.json).
+# layers, hidden size, intermediate size, heads, key-value heads, vocabulary, tied embedding; those
+# of Qwen2.5 are from the published config.json of each model.
 SHAPES = {
     "qwen2.5-0.5b": (24, 896, 4864, 14, 2, 151936, True),
     "qwen2.5-1.5b": (28, 1536, 8960, 12, 2, 151936, True),
@@ -57,7 +57,7 @@ class BenchModel:
         return nullcontext() if off is None else off(self.model)
 
     def cost_settings(self, method: str) -> AHNConfig | None:
-        """What `ahn.cost` takes for a method."""
+        """The settings by which `ahn.cost` counts a method; None is full attention."""
         return None if method == "full" else self.settings
 
     @property
@@ -73,16 +73,16 @@ def build(
     liger: bool = False,
     kernels: str = "auto",
 ) -> BenchModel:
-    """A model with a fresh memory that speaks.
+    """A model with a memory whose output is not zero.
 
     Args:
-        name: one of `SHAPES` or a config.json, with random weights; a folder or hub name with
-            weights gets those.
-        liger: see `ahn.hf.use_liger`.
-        kernels: of the memory, see `ahn.ops`.
+        name: one of `SHAPES` or a config.json, for random weights; or a folder or hub name of
+            trained ones.
+        liger: whether to call `ahn.hf.use_liger`.
+        kernels: backend of the memory, see `ahn.attach`.
 
     Raises:
-        ValueError: a name that is none of these, or a model that takes no memory.
+        ValueError: the name is none of these, or the model cannot have a memory.
     """
     if name in SHAPES or Path(name).is_file():
         config = _config(name)
@@ -99,7 +99,7 @@ def build(
 
 
 def with_window(bench: BenchModel, window: int) -> BenchModel:
-    """The same model, in place, with a fresh memory behind another window."""
+    """The same model, in place, with a new memory and another window."""
     if window == bench.settings.window:
         return bench
     liger = uses_liger(bench.model)
@@ -112,7 +112,7 @@ def with_window(bench: BenchModel, window: int) -> BenchModel:
 
 @torch.no_grad()
 def _attach(model: PreTrainedModel, settings: AHNConfig, kernels: str = "auto") -> None:
-    """Attach a memory that speaks: a fresh one is zero, and products of zeros are faster."""
+    """Attach a memory with random output weights: matmuls of zeros, as in a new one, run faster."""
     attach(model, settings, kernels=kernels)
     for key, parameter in model.named_parameters():
         if key.endswith(".ahn.fn.o_proj.weight"):
@@ -138,8 +138,8 @@ def _config(name: str) -> Any:
 
 @contextmanager
 def filled_cache(bench: BenchModel, method: str, batch: int, tokens: int) -> Iterator[Any]:
-    """A cache as after `tokens` tokens, of random numbers: no prefill has to be waited for."""
-    gc.collect()  # of the cache before, if anything is left
+    """A cache as after `tokens` tokens, but of random numbers, which saves the prefill."""
+    gc.collect()  # an earlier cache may wait to be freed
     shape = bench.shape
     cache: Any = AHNCache(bench.model.config) if method != "full" else DynamicCache()
     with torch.device(bench.device), torch.no_grad():
@@ -154,7 +154,7 @@ def filled_cache(bench: BenchModel, method: str, batch: int, tokens: int) -> Ite
 
 
 def _fill_layer(bench: BenchModel, layer: Any, batch: int, method: str, tokens: int) -> None:
-    """In place: the largest batch leaves no room for a copy."""
+    """Fill in place, since the largest batch leaves no room for a copy."""
     shape, dtype = bench.shape, bench.model.dtype
     token = torch.empty(batch, shape.groups, 1, shape.head_dim, dtype=dtype)
     layer.lazy_initialization(token, token)

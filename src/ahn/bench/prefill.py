@@ -1,4 +1,4 @@
-"""Prefill: time, peak memory and share of the matrix ceiling by window, length and method."""
+"""Prefill: time, peak memory and share of the matmul rate, by window, length and method."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from ahn.bench.machine import peak_memory, synchronize
 from ahn.bench.models import BenchModel, with_window
 from ahn.bench.profile import kernel_times
 from ahn.cost import prefill_flops
+from ahn.evaluation import held_bytes
 from ahn.generation import prefill
 from ahn.layer.cache import AHNCache
-from ahn.runtime.prefill_chunk import prefill_chunk
+from ahn.runtime.prefill_chunk import default_prefill_chunk_size
 
-FULL_KERNELS = [  # of full attention, the fastest on a GPU first
+FULL_ATTENTION_KERNELS = [  # the fastest on a GPU first
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -34,34 +35,40 @@ def bench_prefill(
     methods: list[str],
     *,
     windows: list[int],
-    chunks: list[int] | None = None,
+    prefill_chunk_sizes: list[int] | None = None,
     repeats: int = 3,
     ceilings: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a window, method, chunk and length: seconds, tokens/s, memory, TFLOP/s.
+    """One row a window, method, chunk size and length: seconds, tokens/s, memory, TFLOP/s.
 
-    Each reads in its own best way, named `how`: full attention in one forward, as `generate` does,
-    on a GPU by cuDNN's kernel where that can run; the others in chunks, None of which lets the
-    free memory choose.
+    Each method runs in its fastest way, named `how`: full attention in one forward, as `generate`
+    does, on a GPU by cuDNN's kernel where that can run; the others in chunks.
+
+    Args:
+        prefill_chunk_sizes: None takes the default, which depends on the free memory.
     """
     rows = []
-    for built, method, chunk in _settings(bench, methods, windows, chunks):
+    for built, method, size in _settings(bench, methods, windows, prefill_chunk_sizes):
         with built.method(method):
-            _read(built, method, _prompt(built, min(lengths)), chunk)  # compiles what is compiled
-            rows += [_row(built, n, method, chunk, repeats, ceilings or {}) for n in lengths]
+            _prefill(built, method, _prompt(built, min(lengths)), size)  # compiles the kernels
+            rows += [_row(built, n, method, size, repeats, ceilings or {}) for n in lengths]
     return rows
 
 
 def profile_prefill(
-    bench: BenchModel, methods: list[str], *, windows: list[int], chunks: list[int] | None = None
+    bench: BenchModel,
+    methods: list[str],
+    *,
+    windows: list[int],
+    prefill_chunk_sizes: list[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a kernel of a chunk read after many: its calls and milliseconds."""
-    settings = _settings(bench, methods, windows, chunks)
+    """One row a kernel of one chunk after a full window: its calls and milliseconds."""
+    settings = _settings(bench, methods, windows, prefill_chunk_sizes)
     return [row for setting in settings if setting[1] != "full" for row in _profile(*setting)]
 
 
-def _profile(bench: BenchModel, method: str, chunk: int | None) -> list[dict[str, Any]]:
-    size = chunk or prefill_chunk(bench.model, 1)
+def _profile(bench: BenchModel, method: str, size: int | None) -> list[dict[str, Any]]:
+    size = size or default_prefill_chunk_size(bench.model, 1)
     ids = _prompt(bench, size)
     with bench.method(method):
         _, cache = prefill(bench.model, _prompt(bench, bench.settings.budget + size))
@@ -71,14 +78,14 @@ def _profile(bench: BenchModel, method: str, chunk: int | None) -> list[dict[str
 
 
 def _settings(
-    bench: BenchModel, methods: list[str], windows: list[int], chunks: list[int] | None
+    bench: BenchModel, methods: list[str], windows: list[int], sizes: list[int] | None
 ) -> Iterator[tuple[BenchModel, str, int | None]]:
-    """What is measured: a model of each window, and for each method its chunks."""
+    """A model of each window, with each method and each chunk size; full attention once."""
     for number, window in enumerate(windows):
         bench = with_window(bench, window)
         for method in methods:
             if method != "full":
-                yield from ((bench, method, chunk) for chunk in chunks or (None,))
+                yield from ((bench, method, size) for size in sizes or (None,))
             elif not number:
                 yield bench, method, None
 
@@ -93,7 +100,7 @@ def _row(
     bench: BenchModel,
     length: int,
     method: str,
-    chunk: int | None,
+    size: int | None,
     repeats: int,
     ceilings: dict[str, float],
 ) -> dict[str, Any]:
@@ -102,16 +109,17 @@ def _row(
     if method == "full":
         row["how"] = "one forward" + (", cuDNN first" if bench.device.type == "cuda" else "")
     else:
-        row |= {"window": bench.settings.window, "chunk": chunk or prefill_chunk(bench.model, 1)}
+        size = size or default_prefill_chunk_size(bench.model, 1)
+        row |= {"window": bench.settings.window, "chunk": size}
     before = torch.cuda.memory_allocated(bench.device) if bench.device.type == "cuda" else 0
     try:
         with peak_memory(bench.device) as peak:
-            runs = [_read(bench, method, ids, chunk) for _ in range(repeats)]
+            runs = [_prefill(bench, method, ids, size) for _ in range(repeats)]
     except torch.OutOfMemoryError:
         return {**row, "error": "out of memory"}
-    median, held = sorted(seconds for seconds, _ in runs)[repeats // 2], runs[0][1]
+    median, cached = sorted(seconds for seconds, _ in runs)[repeats // 2], runs[0][1]
     tera = prefill_flops(bench.shape, length, bench.cost_settings(method)) / 1e12
-    row |= {"seconds": median, "tokens_per_s": length / median, "held_gib": held / 2**30}
+    row |= {"seconds": median, "tokens_per_s": length / median, "held_gib": cached / 2**30}
     if peak:
         row["peak_over_weights_gib"] = (peak[0] - before) / 2**30
     row["tflop_per_s"] = tera / median
@@ -120,23 +128,16 @@ def _row(
     return row
 
 
-def _read(bench: BenchModel, method: str, ids: Tensor, chunk: int | None) -> tuple[float, int]:
-    """Seconds for one prompt, and the bytes its cache then holds."""
+def _prefill(bench: BenchModel, method: str, ids: Tensor, size: int | None) -> tuple[float, int]:
+    """Seconds for one prompt, and the bytes of its cache."""
     gc.collect()
     cache: Any = DynamicCache() if method == "full" else AHNCache(bench.model.config)
     synchronize(bench.device)
     start = time.perf_counter()
     if method == "full":
-        with torch.no_grad(), sdpa_kernel(FULL_KERNELS, set_priority=True):
+        with torch.no_grad(), sdpa_kernel(FULL_ATTENTION_KERNELS, set_priority=True):
             bench.model(ids, past_key_values=cache, logits_to_keep=1)
     else:
-        prefill(bench.model, ids, cache, chunk=chunk)
+        prefill(bench.model, ids, cache, chunk=size)
     synchronize(bench.device)
     return time.perf_counter() - start, held_bytes(cache)
-
-
-def held_bytes(cache: Any) -> int:
-    """Bytes of all tensors a cache holds."""
-    if isinstance(cache, AHNCache):
-        return cache.nbytes
-    return sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))

@@ -1,4 +1,4 @@
-"""Where the time of a piece of work goes: the GPU's kernels, summed by name."""
+"""Time per GPU kernel, summed by name."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ LONGEST_NAME = 90
 
 
 def kernel_times(work: Callable[[], Any], device: torch.device) -> list[dict[str, Any]]:
-    """One row a kernel, the longest first: its name, calls and milliseconds.
+    """One row a kernel of `work`, the slowest first: its name, calls and milliseconds.
 
     Raises ValueError where the device is not a GPU.
     """
     if device.type != "cuda":
         raise ValueError(f"profile: expected a CUDA device, got {device}")
     activity = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[activity.CUDA]) as found:
+    with torch.profiler.profile(activities=[activity.CUDA]) as profiler:
         work()
         synchronize(device)
-    events = [event for event in found.key_averages() if event.self_device_time_total]
+    events = [event for event in profiler.key_averages() if event.self_device_time_total]
     return [
         {
             "kernel": event.key[:LONGEST_NAME],

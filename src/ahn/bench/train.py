@@ -1,4 +1,4 @@
-"""Training: tokens a second, peak memory and share of the matrix ceiling of a step."""
+"""Training: tokens per second, peak memory and share of the matmul rate of a step."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ahn.training.losses import LossWeights
 from ahn.training.sharding import round_weights_alone
 
 STRATEGIES = ("ddp", "fsdp2")
-# The original code on one H200, shape of Qwen2.5-3B, window 2,048, no sinks, KL (measured):
-# tokens to tokens a second and GiB over the weights.
+# The original code on one H200, shape of Qwen2.5-3B, window 2,048, no sinks, KL: from tokens of a
+# step to measured tokens per second and peak GiB over the weights.
 ORIGINAL = {24576: (9812, 56.0), 8192: (10555, 16.4)}
 WARM_UP = 2
 
 
 def accelerator(strategy: str, device: torch.device, dtype: torch.dtype) -> Accelerator:
-    """Of this process: alone, or one of those that torchrun or accelerate launched.
+    """An Accelerator of this process, or of all that torchrun or accelerate launched.
 
     Raises ValueError for a strategy that is unknown or cannot run on the device.
     """
@@ -37,7 +37,7 @@ def accelerator(strategy: str, device: torch.device, dtype: torch.dtype) -> Acce
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
     options: dict[str, Any] = {"cpu": device.type == "cpu"}
     if strategy == "fsdp2":
-        if device.type == "cpu":  # accelerate would quietly take DDP there
+        if device.type == "cpu":  # accelerate would run DDP instead, without a word
             raise ValueError("strategy fsdp2: expected GPUs, got a CPU")
         options["fsdp_plugin"] = FullyShardedDataParallelPlugin(
             fsdp_version=2,
@@ -46,8 +46,7 @@ def accelerator(strategy: str, device: torch.device, dtype: torch.dtype) -> Acce
             cpu_ram_efficient_loading=False,
         )
     names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-    found = Accelerator(mixed_precision=names.get(dtype, "no"), **options)
-    return round_weights_alone(found)
+    return round_weights_alone(Accelerator(mixed_precision=names.get(dtype, "no"), **options))
 
 
 def bench_train(
@@ -62,32 +61,32 @@ def bench_train(
 ) -> list[dict[str, Any]]:
     """One row a length: median seconds of a step, tokens/s of all processes, peak, TFLOP/s.
 
-    Beside it the teacher's forward pass alone, that is full attention without any gradient, and
-    the original code where it was measured at the same setting.
+    Two rows are added for comparison: the teacher's forward pass alone (full attention without
+    gradients), and the original code, where it was measured at the same setting.
 
     Args:
-        lengths: tokens of a process's step, cut into `rows` texts of equal length.
+        lengths: tokens of a process's step, as `rows` sequences of equal length.
         weights: of the losses; None is KL alone.
 
-    Raises ValueError for texts that fit into the budget: nothing leaves the window.
+    Raises ValueError for sequences within the budget, which evict nothing.
     """
     _check_lengths(bench, lengths, rows)
     prepared = _prepared(bench, accelerator, weights)
-    found = []
+    results = []
     for tokens in lengths:
         ids = _rows(bench, accelerator, tokens, rows)
         step = _step(bench, accelerator, *prepared, ids)
         row = _measured(bench, accelerator, step, ids, steps)
         if "error" not in row:
             _add_costs(row, bench, ceilings or {})
-        found += [row, *_teacher(bench, accelerator, ids), *_original(bench, row)]
-    return found
+        results += [row, *_teacher(bench, accelerator, ids), *_original(bench, row)]
+    return results
 
 
 def profile_train(
     bench: BenchModel, accelerator: Accelerator, tokens: int, rows: int = 1
 ) -> list[dict[str, Any]]:
-    """One row a kernel of a step after some that warm up: its calls and milliseconds.
+    """One row a kernel of a step after a warm-up: its calls and milliseconds.
 
     Raises ValueError as `bench_train`, and without a GPU.
     """
@@ -109,9 +108,9 @@ def _check_lengths(bench: BenchModel, lengths: list[int], rows: int) -> None:
 def _prepared(
     bench: BenchModel, accelerator: Accelerator, weights: LossWeights | None = None
 ) -> tuple[Any, Any]:
-    """The module that is trained and its optimiser, wrapped for all processes."""
+    """The distiller and its optimiser, prepared by accelerate."""
     for parameter in memory_parameters(bench.model).values():
-        parameter.data = parameter.data.float()  # as in a run
+        parameter.data = parameter.data.float()  # as in a training run
     distiller = Distiller(bench.model, weights=weights)
     trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
     return accelerator.prepare(distiller, torch.optim.AdamW(trained, lr=1e-5))
@@ -126,10 +125,10 @@ def _rows(bench: BenchModel, accelerator: Accelerator, tokens: int, rows: int) -
 def _step(
     bench: BenchModel, accelerator: Accelerator, distiller: Any, optimizer: Any, ids: Tensor
 ) -> Callable[[], None]:
-    limits = {"window": bench.settings.window, "num_sinks": bench.settings.num_sinks}
+    budget = {"window": bench.settings.window, "num_sinks": bench.settings.num_sinks}
 
     def step() -> None:
-        losses = distiller(ids, ids, **limits)
+        losses = distiller(ids, ids, **budget)
         accelerator.backward(losses.loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -167,19 +166,19 @@ def _measured(
 
 
 def _seconds(accelerator: Accelerator, step: Callable[[], None], count: int) -> list[float]:
-    found = []
+    seconds = []
     for _ in range(count):
         accelerator.wait_for_everyone()
         synchronize(accelerator.device)
         start = time.perf_counter()
         step()
         synchronize(accelerator.device)
-        found.append(time.perf_counter() - start)
-    return found
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def _add_costs(row: dict[str, Any], bench: BenchModel, ceilings: dict[str, float]) -> None:
-    """TFLOP/s of a process, and their share of what a plain matrix product reaches."""
+    """Add TFLOP/s of a process, and their share of the matmul rate."""
     length = row["tokens"] // row["rows"]
     counted = max(0, length - bench.settings.budget)
     flops = row["rows"] * train_flops(bench.shape, length, bench.settings, counted)
@@ -189,7 +188,7 @@ def _add_costs(row: dict[str, Any], bench: BenchModel, ceilings: dict[str, float
 
 
 def _teacher(bench: BenchModel, accelerator: Accelerator, ids: Tensor) -> Iterator[dict[str, Any]]:
-    """Full attention's hidden states alone; of sharded weights only a step has the whole."""
+    """The teacher's forward pass; not of sharded weights, which only a step gathers."""
     if accelerator.distributed_type == "FSDP":
         return
     with torch.no_grad(), disabled(bench.model), accelerator.autocast():
@@ -210,14 +209,10 @@ def _teacher(bench: BenchModel, accelerator: Accelerator, ids: Tensor) -> Iterat
 
 def _original(bench: BenchModel, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The original code's row where it was measured at the same setting."""
-    sizes = (
-        bench.shape.layers,
-        bench.shape.hidden,
-        bench.settings.window,
-        bench.settings.num_sinks,
-    )
-    alone = row["rows"] == row["processes"] == 1
-    if alone and sizes == (36, 2048, 2048, 0) and row["tokens"] in ORIGINAL:
+    shape, settings = bench.shape, bench.settings
+    sizes = (shape.layers, shape.hidden, settings.window, settings.num_sinks)
+    is_single = row["rows"] == row["processes"] == 1
+    if is_single and sizes == (36, 2048, 2048, 0) and row["tokens"] in ORIGINAL:
         speed, peak = ORIGINAL[row["tokens"]]
         yield {
             "method": "original code, one H200",

@@ -37,5 +37,5 @@ def kernels(
     if gradients:
         rows = bench_gradients(**known)
     else:
-        rows = bench_kernels(**known, chunk=prefill_chunk_size, peers=peers)
+        rows = bench_kernels(**known, prefill_chunk_size=prefill_chunk_size, peers=peers)
     report("kernels", rows, measure_ceilings(place), out, {**sizes, "dtype": dtype})

@@ -36,7 +36,10 @@ def prefill(
     chosen, sizes = named(methods), list(windows)
     setup = Setup(model, memory, sizes[0], num_sinks, dtype, device, liger)
     built, ceilings = setup.build()
-    pieces: dict[str, Any] = {"windows": sizes, "chunks": None if chunks is None else list(chunks)}
+    pieces: dict[str, Any] = {
+        "windows": sizes,
+        "prefill_chunk_sizes": None if chunks is None else list(chunks),
+    }
     if profile:
         rows = profile_prefill(built, chosen, **pieces)
     else:
