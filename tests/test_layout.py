@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ahn
-from ahn.modeling.attached import FAMILIES
+from ahn.hf.families import FAMILIES
 
 PACKAGE = Path(ahn.__file__).parent
 LAYERS = [  # a part imports itself and the parts of earlier lines

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 import ahn
-from ahn.modeling import attached as families
+from ahn.modeling import generating
 from tiny_models import (
     left_padded,
     new_model,
@@ -185,7 +185,7 @@ def test_a_long_prompt_is_read_in_chunks(family, cell, monkeypatch):
     sampled = {**SAMPLED, "max_new_tokens": 20}
     options = [{**GREEDY, "num_beams": 3}, GREEDY, sampled]
     expected = [_generated(model, ids, mask, option) for option in options]
-    monkeypatch.setattr(families, "prefill_chunk", lambda model, batch: 13)
+    monkeypatch.setattr(generating, "default_prefill_chunk_size", lambda model, batch: 13)
     lengths = []
     note = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True

@@ -12,7 +12,7 @@ from measures import DEVICE, difference, pair
 
 import ahn
 from ahn.generation import prefill, stream
-from ahn.runtime.decode_step import Step
+from ahn.runtime.decode_step import DecodeStep
 from tiny_models import (
     CELLS,
     WINDOW,
@@ -120,7 +120,7 @@ def test_half_precision_fused_steps_err_no_more_than_eager_ones(cell, dtype):
         for how, kind in (("eager", torch.float64), ("eager", dtype), ("fused", dtype)):
             model = new_model("Qwen3", cell, dtype=kind).to(DEVICE)
             _, cache = prefill(model, ids)
-            step = Step(model, cache, how)
+            step = DecodeStep(model, cache, how)
             logits.append(torch.stack([step(token).clone() for token in tokens.T]))
         exact, eager, fused = logits
         assert difference(fused, exact) <= 1.5 * difference(eager, exact) + 2**-9
@@ -165,7 +165,7 @@ def test_garbage_does_not_end_a_capture():
 
     def captured():
         _, cache = prefill(model, random_ids(50).to(DEVICE))
-        step = Step(model, cache, "fused")
+        step = DecodeStep(model, cache, "fused")
         step(token)
         return step
 
@@ -173,7 +173,7 @@ def test_garbage_does_not_end_a_capture():
     assert gone() is None
     garbage = captured()
     garbage(token)
-    garbage.circle, step, run = garbage, captured(), Step._fused
+    garbage.circle, step, run = garbage, captured(), DecodeStep._fused
     del garbage
 
     def run_and_collect(self):
@@ -195,7 +195,7 @@ def test_a_graph_notices_that_the_cache_went_on_without_it():
     answers = []
     for how in ("eager", "graph", "fused"):
         _, cache = prefill(model, prompt)
-        step = Step(model, cache, how)
+        step = DecodeStep(model, cache, how)
         token, tokens = prompt[:, -1], []
         for number in range(24):
             if number == 10:

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import ahn
+from added_families import ADDED, added_base
 from ahn.hf import liger
+from ahn.hf.families import family_of
 from ahn.hf.liger import drop_liger, use_liger
 from tiny_models import FAMILIES, assert_close, base_model, one_shot, random_ids, wake
 
@@ -45,7 +47,7 @@ def stand_in(monkeypatch):
     rope.liger_rotary_pos_emb = _rope
     for module in (ops, rope):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(liger, "_why_not_here", lambda decoder: None)
+    monkeypatch.setattr(liger, "_machine_reason", lambda decoder: None)
     CALLS.clear()
 
 
@@ -53,17 +55,23 @@ def attributes_of(model):
     return [sorted(vars(module)) for module in model.modules()]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def base_of(family, monkeypatch):
+    return added_base(family, monkeypatch) if family in ADDED else base_model(family)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *ADDED])
 @torch.no_grad()
-def test_the_kernels_come_and_go(stand_in, family):
-    model, other = base_model(family), base_model(family)
+def test_the_kernels_come_and_go(stand_in, family, monkeypatch):
+    """For families of the table, and for one that an entry adds."""
+    model, other = base_of(family, monkeypatch), base_of(family, monkeypatch)
     ids, before = random_ids(40), attributes_of(model)
     expected = one_shot(model, ids)
     wake(ahn.attach(model, ahn.AHNConfig(window=16, num_sinks=4)))
     attached = one_shot(model, ids)
     assert use_liger(model) is model
     assert_close(one_shot(model, ids), attached, 1e-5)
-    layers, norms = len(model.model.layers), 4 if family == "Qwen3" else 2
+    entry = family_of(model.model.layers[0])
+    layers, norms = len(model.model.layers), 2 if entry.qk_norms is None else 4
     assert [CALLS.count(x) for x in ("norm", "mlp", "rope")] == [layers * norms + 1, layers, layers]
     with ahn.disabled(model):
         assert_close(one_shot(model, ids), expected, 1e-5)
@@ -86,6 +94,9 @@ def test_what_cannot_have_them_is_refused(stand_in, monkeypatch):
     hooked.model.norm.forward = hooked.model.norm.forward
     with pytest.raises(ValueError, match="no forward put in place by others, got one of Qwen2RMS"):
         use_liger(hooked)
+    stranger = ADDED["Toy"][1]()
+    with pytest.raises(ValueError, match="a model of qwen2, qwen3, llama, mistral, got ToyModel"):
+        use_liger(stranger)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="use_liger: expected"):
         use_liger(base_model())

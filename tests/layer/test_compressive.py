@@ -9,7 +9,7 @@ import ahn
 from ahn.generation import load_session, prefill, save_session
 from ahn.modeling import compressive
 from ahn.ops.pooled_attention import POOLINGS, RATIO
-from ahn.runtime.decode_step import why_no_graph
+from ahn.runtime.decode_step import graph_unsupported_reason
 from tiny_models import (
     WINDOW,
     assert_close,
@@ -156,6 +156,6 @@ def test_what_cannot_be_done_is_refused():
         compressive(model, "mean").__enter__()
     with compressive(model, "max"):
         _, cache = prefill(model, random_ids(30))
-        assert why_no_graph(model, cache)
+        assert graph_unsupported_reason(model, cache)
         with pytest.raises(ValueError, match="ahn_position: expected the memory or the window"):
             model(random_ids(1), past_key_values=cache, ahn_position=torch.tensor([30]))

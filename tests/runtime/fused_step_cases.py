@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import ahn
+from added_families import ADDED, added_base
 from ahn.generation import prefill
 from ahn.layer.modes import MEMORY, WINDOW
 from ahn.ops import overlap
@@ -20,7 +21,7 @@ from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 from ahn.ops.gemv import launch as projection
 from ahn.runtime.fused_decoder import FusedDecoder
 from backend_rows import replace_reason
-from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids
+from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids, wake
 from watched_memory import mend_indexing, unwritten_is_nan, watch
 
 BUFFERS = ("keys", "values", "write_inputs.gates", "states.recurrent_state")
@@ -58,9 +59,7 @@ def assert_equals_the_general_path(model, ids, mask=None, mode=MEMORY):
     with ahn.memory_off(model) if mode == WINDOW else contextlib.nullcontext():
         _, cache = prefill(model, ids, attention_mask=mask)
         other = cache.fork()
-        position = torch.full_like(ids[:, 0], cache.get_seq_length())
-        if (padding := cache.memory_layers[0].padding) is not None:
-            position -= padding
+        position = cache.memory_layers[0].positions(cache.get_seq_length(), 1)[:, 0]
         got, tokens = fused_steps(model, other, mode, ids[:, -1], position)
         expected = torch.stack([prefill(model, token[:, None], cache)[0] for token in tokens.T], 1)
     assert_close(got, expected, 1e-5)
@@ -74,6 +73,14 @@ def assert_equals_the_general_path(model, ids, mask=None, mode=MEMORY):
 def test_a_fused_step_equals_the_general_path(family, cell, prompt, batch):
     """From below the budget to beyond it, and beyond; one row and several."""
     assert_equals_the_general_path(new_model(family, cell), random_ids(prompt, batch=batch))
+
+
+@pytest.mark.parametrize("family", ADDED)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_family_needs_one_entry_of_the_table(family, batch, monkeypatch):
+    model = added_base(family, monkeypatch)
+    wake(ahn.attach(model, ahn.AHNConfig(window=16, num_sinks=4)))
+    assert_equals_the_general_path(model, random_ids(40, batch=batch))
 
 
 @pytest.mark.parametrize("rows", [1, 3])

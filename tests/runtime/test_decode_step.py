@@ -9,9 +9,10 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ahn
+from added_families import ADDED, added_base
 from ahn.generation import prefill, stream
-from ahn.runtime.decode_step import Step
-from ahn.runtime.fused_decoder import why_not_fused_step
+from ahn.runtime.decode_step import DecodeStep
+from ahn.runtime.fused_decoder import fused_unsupported_reason
 from tiny_models import (
     WINDOW,
     assert_close,
@@ -22,6 +23,7 @@ from tiny_models import (
     shared_model,
 )
 
+SETTINGS = ahn.AHNConfig(window=WINDOW, num_sinks=4)
 BUFFERS = ("keys", "values", "write_inputs.gates", "states.recurrent_state")
 
 
@@ -40,8 +42,8 @@ class Replay:
 @pytest.fixture
 def _graphs_without_gpu(monkeypatch):
     step = sys.modules["ahn.runtime.decode_step"]  # `ahn.attach` itself is the function
-    monkeypatch.setattr(step, "why_no_graph", lambda model, cache: None)
-    monkeypatch.setattr(Step, "_capture", lambda self: setattr(self, "graph", Replay(self)))
+    monkeypatch.setattr(step, "graph_unsupported_reason", lambda model, cache: None)
+    monkeypatch.setattr(DecodeStep, "_capture", lambda self: setattr(self, "graph", Replay(self)))
 
 
 def test_no_graph_without_a_gpu():
@@ -49,11 +51,11 @@ def test_no_graph_without_a_gpu():
     _, cache = prefill(model, random_ids(30))
     for how in ("graph", "fused", "compile"):
         with pytest.raises(ValueError, match="expected all weights on one CUDA device, got cpu"):
-            Step(model, cache, how)
+            DecodeStep(model, cache, how)
     with pytest.raises(
         ValueError, match="step: expected one of auto, eager, graph, fused, compile"
     ):
-        Step(model, cache, "fast")
+        DecodeStep(model, cache, "fast")
 
 
 @over_cells
@@ -99,7 +101,7 @@ def test_a_graph_notices_that_the_cache_went_on_without_it():
     answers = []
     for how in ("eager", "graph"):
         _, cache = prefill(model, random_ids(40))
-        step, token, tokens = Step(model, cache, how), random_ids(1)[0], []
+        step, token, tokens = DecodeStep(model, cache, how), random_ids(1)[0], []
         for number in range(24):
             if number == 10:
                 prefill(model, random_ids(7, seed=5), cache)
@@ -178,12 +180,12 @@ def test_a_step_is_traced_whole_and_once_for_texts_of_any_length(cell):
     ],
 )
 def test_what_cannot_be_captured_is_named(settings, reason, monkeypatch):
-    why_no_graph = sys.modules["ahn.runtime.decode_step"].why_no_graph
+    graph_unsupported_reason = sys.modules["ahn.runtime.decode_step"].graph_unsupported_reason
 
     model = new_model(**settings)
     _, cache = prefill(model, random_ids(30))
     monkeypatch.setattr(type(model), "parameters", lambda self: iter([_OnCuda()]))
-    assert reason in why_no_graph(model, cache)
+    assert reason in graph_unsupported_reason(model, cache)
 
 
 def _hook(module, args):
@@ -212,12 +214,33 @@ def _replace_map(model):
 def test_what_stops_a_fused_step_is_named(change, reason):
     model = new_model("Qwen3")
     change(model)
-    assert reason in why_not_fused_step(model)
+    assert reason in fused_unsupported_reason(model)
+
+
+def test_hooks_of_the_decoder_are_its_own_but_those_of_others_are_not():
+    model = new_model("Qwen3")
+    attention = model.model.layers[0].self_attn
+    handle = attention.register_forward_pre_hook(_hook)
+    reason = fused_unsupported_reason(model)
+    assert reason == "no hooks, got a forward pre-hook on Qwen3Attention"
+    handle.remove()
+    model.model.norm.register_forward_hook(lambda *_: None)
+    reason = fused_unsupported_reason(model)
+    assert reason == "no hooks, got a forward hook on Qwen3RMSNorm"
+
+
+@pytest.mark.parametrize("family", ADDED)
+def test_an_entry_makes_a_family_known_to_the_fused_step(family, monkeypatch):
+    stranger = ahn.attach(ADDED[family][1](), SETTINGS)
+    reason = f"layers of qwen2, qwen3, llama, mistral, got {family}DecoderLayer"
+    assert fused_unsupported_reason(stranger) == reason
+    known = ahn.attach(added_base(family, monkeypatch), SETTINGS)
+    assert "a CUDA device" in fused_unsupported_reason(known)
 
 
 @pytest.mark.parametrize("settings", [{"use_q_proj": True}, {"use_router": True}])
 def test_cells_that_a_fused_step_does_not_know(settings):
-    assert "without router and query map" in why_not_fused_step(new_model(**settings))
+    assert "without router and query map" in fused_unsupported_reason(new_model(**settings))
 
 
 class _OnCuda:

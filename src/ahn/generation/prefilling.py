@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ahn.hf.inputs import left_padding
 from ahn.layer.cache import AHNCache
 from ahn.runtime.fill_cache import fill_cache
-from ahn.runtime.prefill_chunk import prefill_chunk
+from ahn.runtime.prefill_chunk import default_prefill_chunk_size
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def prefill(
     padding = _left_padding(ids, attention_mask, cache)
     logits = None
     if chunk is None:
-        chunk = prefill_chunk(model, ids.shape[0] if isinstance(ids, Tensor) else 1)
+        chunk = default_prefill_chunk_size(model, ids.shape[0] if isinstance(ids, Tensor) else 1)
     for piece, is_last in _with_last(split(ids, chunk)):
         piece = piece.to(model.device)
         options = {} if padding is None else _padded_inputs(piece, padding, cache, attention_mask)

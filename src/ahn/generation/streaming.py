@@ -17,7 +17,7 @@ from transformers import (
 
 from ahn.generation.prefilling import prefill
 from ahn.layer.cache import AHNCache
-from ahn.runtime.decode_step import Step
+from ahn.runtime.decode_step import DecodeStep
 
 
 def stream(
@@ -43,7 +43,7 @@ def stream(
         temperature: 0 takes the likeliest token.
         top_k, top_p: keep this many tokens, this much probability; 0 and 1 keep all.
         generator: source of the random numbers.
-        step: how a token is decoded, see `ahn.runtime.decode_step.Step`.
+        step: how a token is decoded, see `ahn.runtime.decode_step.DecodeStep`.
 
     Yields:
         Token ids `[B]`; a row that has ended repeats its end token.
@@ -59,7 +59,7 @@ def stream(
     ends = _end_tokens(model).to(logits.device)
     ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
     token = logits.argmax(-1)
-    read = Step(model, cache, step)
+    read = DecodeStep(model, cache, step)
     for number in range(max_new_tokens):
         if number:
             logits = read(token)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ahn.hf.families import FAMILIES, Family, family_of, has_silu
+from ahn.layer.watched import REPLACED_FORWARD, watchers_of
 from ahn.ops.backends import unsupported_reason
 from ahn.ops.gated_mlp import gated_mlp
 
 PATCHED = "ahn_liger"  # attribute of the decoder: the modules whose forward is Liger's
-ROPE = "apply_rotary_pos_emb"  # as the families' modelling code calls it
-FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # whose formulas are those of these kernels
+
+Forward = Callable[..., Any]
 
 
 def use_liger(model: PreTrainedModel) -> PreTrainedModel:
@@ -24,8 +27,8 @@ def use_liger(model: PreTrainedModel) -> PreTrainedModel:
     MLPs whose weights are frozen, or need no gradient, run by `ahn.ops.gated_mlp` where that can:
     it leaves out what only trained weights need.
 
-    Other models of the process and the weights stay as they are, whether a memory is attached or
-    not; `drop_liger`, and `ahn.detach`, undo it. Gradients pass.
+    Weights and other models of the process stay as they are; a memory may be attached before or
+    after. `drop_liger` undoes it, and so does `ahn.detach`. Gradients flow.
 
     Returns:
         The same object.
@@ -34,12 +37,12 @@ def use_liger(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: Liger cannot run here, or does not know the model; the message says why.
     """
     decoder = model.get_decoder()
-    found = [(m, forward) for m in decoder.modules() if (forward := _forward(m)) is not None]
-    if reason := _why_not(decoder, [module for module, _ in found]):
+    forwards = {m: forward for m in decoder.modules() if (forward := _forward(m)) is not None}
+    if reason := _unsupported_reason(decoder, list(forwards)):
         raise ValueError(f"use_liger: expected {reason}")
-    for module, forward in found:
+    for module, forward in forwards.items():
         module.forward = types.MethodType(forward, module)
-    setattr(decoder, PATCHED, [module for module, _ in found])
+    setattr(decoder, PATCHED, list(forwards))
     return model
 
 
@@ -56,19 +59,20 @@ def uses_liger(model: PreTrainedModel) -> bool:
     return hasattr(model.get_decoder(), PATCHED)
 
 
-def _why_not(decoder: Any, modules: list[nn.Module]) -> str | None:
+def _unsupported_reason(decoder: Any, modules: list[nn.Module]) -> str | None:
     if hasattr(decoder, PATCHED):
         return "a model without Liger's kernels, got one that has them"
-    if reason := _why_not_here(decoder):
+    if reason := _machine_reason(decoder):
         return reason
     if not modules:
         return f"a model of {', '.join(FAMILIES)}, got {type(decoder).__name__}"
-    if taken := [module for module in modules if "forward" in vars(module)]:
-        return f"no forward put in place by others, got one of {type(taken[0]).__name__}"
+    for module in modules:
+        if REPLACED_FORWARD in watchers_of(module):
+            return f"no forward put in place by others, got one of {type(module).__name__}"
     return None
 
 
-def _why_not_here(decoder: Any) -> str | None:
+def _machine_reason(decoder: Any) -> str | None:
     if any(parameter.device.type != "cuda" for parameter in decoder.parameters()):
         return "all weights on CUDA devices"
     if find_spec("liger_kernel") is None:
@@ -76,46 +80,49 @@ def _why_not_here(decoder: Any) -> str | None:
     return None
 
 
-def _forward(module: nn.Module) -> Callable[..., Any] | None:
-    """Liger's form of a module's forward; None where it stays."""
-    kind = type(module)
-    if kind.__module__ not in {f"transformers.models.{f}.modeling_{f}" for f in FAMILIES}:
+def _forward(module: Any) -> Forward | None:
+    """Liger's form of a module's forward; None where the module keeps its own."""
+    family = family_of(module)
+    if family is None:
         return None
-    if kind.__name__.endswith("RMSNorm"):
-        return _norm
-    if kind.__name__.endswith("MLP") and _activation(module) == "silu":
-        return _mlp
-    if kind.__name__.endswith("Attention") and ROPE in kind.forward.__code__.co_names:
-        return _rotating(kind.forward)
+    if family.is_its("RMSNorm", module):
+        return _norm_forward(family)
+    if family.is_its("MLP", module) and has_silu(module.config):
+        return _mlp_forward(family)
+    forward = type(module).forward
+    if family.is_its("Attention", module) and family.rope in forward.__code__.co_names:
+        return _with_globals(forward, {family.rope: _rope})
     return None
 
 
-def _activation(module: Any) -> str:
-    return module.config.hidden_act
+def _norm_forward(family: Family) -> Forward:
+    def forward(module: Any, hidden_states: Tensor) -> Tensor:
+        from liger_kernel.ops import LigerRMSNormFunction
+
+        eps = getattr(module, family.norm_eps)
+        settings = (eps, 0.0, "llama", False)  # no offset, rounded as Llama's, not in place
+        return LigerRMSNormFunction.apply(hidden_states, module.weight, *settings)
+
+    return forward
 
 
-def _norm(module: Any, hidden_states: Tensor) -> Tensor:
-    from liger_kernel.ops import LigerRMSNormFunction
+def _mlp_forward(family: Family) -> Forward:
+    def forward(module: Any, x: Tensor) -> Tensor:
+        gate, up, down = linears = [getattr(module, name) for name in family.mlp_maps]
+        weights = [linear.weight for linear in linears]
+        reason = unsupported_reason("gated_mlp", "triton", x, weights)
+        if reason is None and all(map(_is_plain, linears)):
+            return gated_mlp(x, SimpleNamespace(gate_proj=gate, up_proj=up, down_proj=down))
+        from liger_kernel.ops import LigerSiLUMulFunction
 
-    settings = (module.variance_epsilon, 0.0, "llama", False)  # no offset, not in place
-    return LigerRMSNormFunction.apply(hidden_states, module.weight, *settings)
+        return down(LigerSiLUMulFunction.apply(gate(x), up(x)))
 
-
-def _mlp(module: Any, x: Tensor) -> Tensor:
-    maps = (module.gate_proj, module.up_proj, module.down_proj)
-    weights = [linear.weight for linear in maps]
-    if all(map(_is_plain, maps)) and not unsupported_reason("gated_mlp", "triton", x, weights):
-        return gated_mlp(x, module)
-    from liger_kernel.ops import LigerSiLUMulFunction
-
-    return module.down_proj(LigerSiLUMulFunction.apply(module.gate_proj(x), module.up_proj(x)))
+    return forward
 
 
 def _is_plain(linear: nn.Module) -> bool:
     """Whether a product with its weight is all that calling it does."""
-    forth = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
-    back = linear._backward_hooks or linear._backward_pre_hooks
-    return type(linear) is nn.Linear and linear.bias is None and not (forth or back)
+    return type(linear) is nn.Linear and linear.bias is None and not watchers_of(linear)
 
 
 def _rope(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,11 +131,14 @@ def _rope(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor,
     return liger_rotary_pos_emb(query, key, cos, sin)
 
 
-def _rotating(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, that finds `_rope` under the name of the family's own."""
-    names = {**plain.__globals__, ROPE: _rope}
+def _with_globals(function: Any, names: dict[str, Any]) -> Forward:
+    """A copy of a function that finds other objects under these global names."""
     copied = types.FunctionType(
-        plain.__code__, names, plain.__name__, plain.__defaults__, plain.__closure__
+        function.__code__,
+        {**function.__globals__, **names},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
-    copied.__kwdefaults__ = plain.__kwdefaults__
+    copied.__kwdefaults__ = function.__kwdefaults__
     return copied

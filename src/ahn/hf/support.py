@@ -10,16 +10,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ahn.config import AHNConfig
 
-# Attributes that tell attention which transformers' interface does not fully describe.
-_OWN_SCORES = {"lambda_q1": "a difference of two", "prepare_dynamic_mask": "a dynamic mask"}
+# Attention modules with these attributes compute more than transformers' attention interface is
+# told: what they do with its result, or with the mask.
+_OTHER_ATTENTION = {"lambda_q1": "a difference of two", "prepare_dynamic_mask": "a dynamic mask"}
 
 
 class UnsupportedModel(ValueError):
-    """The model cannot work with a memory; the message says why."""
+    """The model cannot have a memory; the message says why."""
 
 
 def check_supported(model: PreTrainedModel, config: AHNConfig) -> None:
-    """Raise UnsupportedModel with the reason where `model` cannot take this memory."""
+    """Raise UnsupportedModel, with the reason, where `model` cannot have this memory."""
     name = type(model).__name__
     reason = (
         _config_reason(model.config) or _structure_reason(model) or _option_reason(model, config)
@@ -44,9 +45,8 @@ def _config_reason(config: PreTrainedConfig) -> str | None:
         return "a decoder-only model, got an encoder-decoder"
     if getattr(text, "kv_lora_rank", None):
         return "keys and values per head, got multi-head latent attention (kv_lora_rank)"
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        return f"full attention in every layer, got layers of type {', '.join(sorted(kinds))}"
+    if others := set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
+        return f"full attention in every layer, got layers of type {', '.join(sorted(others))}"
     sliding = getattr(text, "sliding_window", None)
     if sliding is not None and getattr(text, "use_sliding_window", True):
         return f"no sliding window of the model's own, got sliding_window={sliding}"
@@ -70,7 +70,7 @@ def _structure_reason(model: PreTrainedModel) -> str | None:
             return f"layers with self_attn and o_proj, got {type(layer).__name__}"
         if getattr(attention, "sinks", None) is not None:
             return f"softmax attention without sink logits, got {type(attention).__name__}.sinks"
-        for name, kind in _OWN_SCORES.items():
+        for name, kind in _OTHER_ATTENTION.items():
             if hasattr(attention, name):
                 return f"plain softmax attention, got {kind} ({type(attention).__name__})"
         for module in (layer, attention):
@@ -80,7 +80,7 @@ def _structure_reason(model: PreTrainedModel) -> str | None:
 
 
 def _takes_keywords(module: nn.Module) -> bool:
-    """Whether `forward` takes further keywords and its code passes them on."""
+    """Whether `forward` takes any keyword arguments and passes them on to another call."""
     forward = type(module).forward
     parameters = inspect.signature(forward).parameters.values()
     names = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
@@ -89,9 +89,8 @@ def _takes_keywords(module: nn.Module) -> bool:
 
 def _option_reason(model: PreTrainedModel, config: AHNConfig) -> str | None:
     layers = decoder_layers(model)
-    beyond = [index for index in config.full_attention_layers if index >= len(layers)]
-    if beyond:
-        return f"full_attention_layers below {len(layers)}, got {beyond}"
+    if missing := [index for index in config.full_attention_layers if index >= len(layers)]:
+        return f"full_attention_layers below {len(layers)}, got {missing}"
     if len(config.full_attention_layers) == len(layers):
         return "a layer left for the memory, got all of them in full_attention_layers"
     if config.use_q_proj:

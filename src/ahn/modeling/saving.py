@@ -12,13 +12,13 @@ from ahn.io.checksum import INDEX, WHOLE, check_folder
 from ahn.io.files import written_whole
 
 PREFIX = "ahn_"  # of the model type
-REMOTE_CODE = "modeling_ahn"  # module beside the weights of a saved attached model
+REMOTE_CODE = "modeling_ahn"  # module that is saved with the weights of an attached model
 AUTO_MAP = {
     "AutoConfig": f"{REMOTE_CODE}.AHNConfig",
     "AutoModelForCausalLM": f"{REMOTE_CODE}.AHNForCausalLM",
 }
-PARTS = (".ahn.", ".ahn_router.")  # what tells a memory's key from the base's
-PLACE = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of a checkpoint
+PARTS = (".ahn.", ".ahn_router.")  # a memory's keys contain one of these, the base's do not
+LOCATION = ("revision", "token", "cache_dir", "local_files_only", "subfolder")  # of a checkpoint
 
 
 def is_memory(key: str) -> bool:
@@ -27,7 +27,7 @@ def is_memory(key: str) -> bool:
 
 
 class SavedWithMemory:
-    """What saving and loading an attached model do differently from its family."""
+    """How an attached model is saved and loaded, where that differs from its family."""
 
     config: Any
 
@@ -35,12 +35,12 @@ class SavedWithMemory:
     def from_pretrained(
         cls, name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As the family's, but strict: a tensor that is missing, unknown or damaged is an error.
+        """As the family's, but a tensor that is missing, unknown or damaged raises ValueError.
 
-        A base's own checkpoint, with a config that has `ahn_config`, gets fresh cells.
+        A checkpoint of the base alone, loaded under a config with `ahn_config`, gets fresh cells.
         """
-        local = name is not None and Path(name).is_dir()
-        if local:
+        is_local = name is not None and Path(name).is_dir()
+        if is_local:
             check_folder(Path(name, kwargs.get("subfolder") or ""))
         try:
             model, info = super().from_pretrained(  # type: ignore[misc]
@@ -52,19 +52,19 @@ class SavedWithMemory:
             raise ValueError(
                 f"{name}: expected the shapes of {cls.__name__}, got others"
             ) from error
-        if name is not None and not local:
+        if name is not None and not is_local:
             _check_download(name, kwargs)
-        if not _holds_memory(name, kwargs):
+        if not _has_memory(name, kwargs):
             info["missing_keys"] = [key for key in info["missing_keys"] if not is_memory(key)]
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-            if found := sorted(map(str, info.get(kind) or ())):
-                raise ValueError(f"{name}: expected the keys of {cls.__name__}, {kind} {found[:3]}")
+            if keys := sorted(map(str, info.get(kind) or ())):
+                raise ValueError(f"{name}: expected the keys of {cls.__name__}, {kind} {keys[:3]}")
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
         self, save_directory: Any, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As the family's, with the module that `trust_remote_code=True` loads."""
+        """As the family's; adds the module that `trust_remote_code=True` loads."""
         super().save_pretrained(  # type: ignore[misc]
             save_directory, is_main_process=is_main_process, **kwargs
         )
@@ -73,35 +73,39 @@ class SavedWithMemory:
 
     @classmethod
     def register_for_auto_class(cls, *args: Any) -> None:
-        """Nothing, as the config's."""
+        """Do nothing, as the config's."""
 
 
-def _holds_memory(name: Any, options: dict[str, Any]) -> bool:
-    """Whether a checkpoint's own config says that a memory is in it."""
+def _has_memory(name: Any, options: dict[str, Any]) -> bool:
+    """Whether the config saved with a checkpoint says that it contains a memory."""
     if name is None:
         return False
-    where = {key: options[key] for key in PLACE if key in options}
-    values, _ = PreTrainedConfig.get_config_dict(name, **where)
+    values, _ = PreTrainedConfig.get_config_dict(name, **_location(options))
     return values.get("ahn_config") is not None
 
 
 def _check_download(name: Any, options: dict[str, Any]) -> None:
-    """Check what the hub's cache holds of a checkpoint, once the loader has put it there."""
-    where = {key: options[key] for key in PLACE if key in options} | {"local_files_only": True}
+    """Check the files that loading has left in the hub's cache."""
     for file in (WHOLE, INDEX):
-        if found := cached_file(
+        path = cached_file(
             name,
             file,
-            **where,
+            **_location(options) | {"local_files_only": True},
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
-        ):
-            check_folder(Path(found).parent)
+        )
+        if path:
+            check_folder(Path(path).parent)
             return
 
 
+def _location(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `from_pretrained` that say where a checkpoint is."""
+    return {key: options[key] for key in LOCATION if key in options}
+
+
 def write_remote_code(folder: Path, model_type: str) -> None:
-    """The module that `auto_map` names, for `trust_remote_code=True`: it imports this package."""
+    """Write the module that `auto_map` names into `folder`; it imports this package."""
     with written_whole(folder / f"{REMOTE_CODE}.py") as temporary:
         temporary.write_text(
             '"""Loaded with trust_remote_code=True: the classes of the package ahn."""\n\n'
