@@ -97,7 +97,8 @@ def _cells(tokens: int, heads: int, groups: int, dim: int, dtype: torch.dtype) -
     hidden = torch.randn(1, tokens, heads * dim, dtype=dtype, requires_grad=True)
     query = torch.randn(1, tokens, heads, dim, dtype=dtype, requires_grad=True)
     key, value = (
-        torch.randn(1, groups, tokens, dim, dtype=dtype, requires_grad=True) for _ in "kv"
+        torch.randn(1, tokens, groups, dim, dtype=dtype).transpose(1, 2).requires_grad_()
+        for _ in "kv"
     )
     evicted = Evicted(key, value, None, torch.arange(tokens, device=key.device)[None], None)
     for name in filter(_has_kernels, registered_memories()):

@@ -80,10 +80,10 @@ def _recurrences(
     tokens: int, heads: int, groups: int, dim: int, dtype: torch.dtype, peers: bool
 ) -> Iterator[_Recurrence]:
     key, value = torch.randn(2, 1, tokens, groups, dim, dtype=dtype)
-    beta, step, decay = torch.rand(3, 1, tokens, heads)
+    beta, dt, decay = torch.rand(3, 1, tokens, heads)
     inputs = {"query": torch.randn(1, tokens, heads, dim, dtype=dtype), "key": key, "value": value}
     inputs["initial_state"] = torch.randn(1, heads, dim, dim)
-    gates = {"beta": beta, "log_decay": -0.1 * decay, "dt": step}
+    gates = {"beta": beta, "log_decay": -0.1 * decay, "dt": dt}
     measured = [*_ours(inputs, gates)]
     if peers and key.is_cuda and find_spec("fla") is not None and dtype != torch.float32:
         measured += [*_fla(inputs, gates)]
@@ -94,10 +94,10 @@ def _recurrences(
 def _ours(inputs: dict[str, Tensor], gates: dict[str, Tensor]) -> Iterator[_Recurrence]:
     rule = partial(delta_rule, normalize=True, scale=inputs["key"].shape[-1] ** -0.5)
     state_space = partial(ssd, normalize=True)
-    beta, log_decay, step = ({name: gate} for name, gate in gates.items())
+    beta, log_decay, dt = ({name: gate} for name, gate in gates.items())
     yield _Recurrence("GatedDeltaNet", "ahn", rule, {**inputs, **beta, **log_decay})
     yield _Recurrence("DeltaNet", "ahn", rule, {**inputs, **beta})
-    yield _Recurrence("Mamba2", "ahn", state_space, {**inputs, **log_decay, **step})
+    yield _Recurrence("Mamba2", "ahn", state_space, {**inputs, **log_decay, **dt})
 
 
 def _fla(inputs: dict[str, Tensor], gates: dict[str, Tensor]) -> Iterator[_Recurrence]:

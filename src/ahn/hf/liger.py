@@ -110,9 +110,8 @@ def _mlp_forward(family: Family) -> Forward:
     def forward(module: Any, x: Tensor) -> Tensor:
         gate, up, down = linears = [getattr(module, name) for name in family.mlp_maps]
         weights = [linear.weight for linear in linears]
-        if all(map(_is_plain, linears)) and not unsupported_reason(
-            "gated_mlp", "triton", x, weights
-        ):
+        reason = unsupported_reason("gated_mlp", "triton", x, weights)
+        if reason is None and all(map(_is_plain, linears)):
             return gated_mlp(x, SimpleNamespace(gate_proj=gate, up_proj=up, down_proj=down))
         from liger_kernel.ops import LigerSiLUMulFunction
 

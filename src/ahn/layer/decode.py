@@ -10,6 +10,7 @@ from torch import Tensor
 from ahn.layer.base_attention import BaseAttention, Output
 from ahn.layer.cache_layer import AHNCacheLayer
 from ahn.layer.context import DecodePlacement, LayerContext
+from ahn.layer.watched import HARMLESS, watchers_of
 from ahn.layer.write_read import Written, memory_query, merge
 from ahn.memory import GATES, STATE, Evicted, LinearCell, Memory
 from ahn.ops.backends import choose
@@ -77,8 +78,7 @@ def _can_fuse(context: LayerContext, query: Tensor, value: Tensor, uses_memory: 
     """
     cell = context.memory
     assert cell is not None, "layers without a memory do not decode here"
-    watched = cell._forward_hooks or cell._forward_pre_hooks or hasattr(cell, "_hf_hook")
-    if context.router is not None or watched:
+    if context.router is not None or watchers_of(cell) - HARMLESS:
         return False
     if choose("fused_decoding", context.forward.kernels, query, value) == "torch":
         return False

@@ -6,12 +6,12 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedModel
 
 from ahn.hf.attached_state import ATTACHED, AttachedState
 from ahn.layer.modes import Mode, PooledAttention, WindowAttention
+from ahn.layer.watched import COMPILED_CALL, FORWARD_PRE_HOOK, HARMLESS, watchers_of
 
 
 class CacheIsFilled(Exception):
@@ -71,12 +71,7 @@ def _is_watched(decoder: Any) -> bool:
     around = [module for name, module in decoder.named_children() if name != "layers"]
     entered = (decoder, last.self_attn)  # hooks before these run in any case
     modules = [decoder, *around, *last.modules()]
-    return _has_any_global_hook() or any(_has_hooks(x, before=x not in entered) for x in modules)
-
-
-def _has_hooks(module: nn.Module, before: bool) -> bool:
-    """Whether something runs after a module's forward, around it, or (if asked) before it."""
-    around = hasattr(module, "_hf_hook") or module._compiled_call_impl is not None
-    wrapped = type(module).__module__.startswith("torch.distributed")
-    hooks = module._forward_hooks or (before and module._forward_pre_hooks)
-    return bool(around or wrapped or hooks)
+    harmless = HARMLESS - {COMPILED_CALL}  # compiled code would not end early
+    return _has_any_global_hook() or any(
+        watchers_of(x) - harmless - ({FORWARD_PRE_HOOK} if x in entered else set()) for x in modules
+    )
