@@ -10,7 +10,7 @@ import torch
 
 import ahn
 from ahn.generation import prefill, stream
-from ahn.runtime.decode_step import Step as DecodeStep
+from ahn.runtime.decode_step import DecodeStep
 from tiny_models import over_trios, random_ids, shared_model
 
 
