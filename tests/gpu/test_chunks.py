@@ -11,7 +11,7 @@ from measures import DEVICE, difference
 
 from ahn.generation import prefill
 from ahn.hf.liger import drop_liger, use_liger
-from ahn.layer import attention
+from ahn.layer import modes
 from ahn.ops.wide_copy import concat_tokens, reverse_tokens
 from tiny_models import new_model, over_cells, random_ids
 
@@ -45,7 +45,7 @@ def test_reading_beside_and_for_the_cache_alone_is_reading_in_order(cell, monkey
         return prefill(model, ids[:, 3100:], cache, prefill_chunk_size=300)
 
     logits, cache = run()
-    monkeypatch.setattr(attention, "side_stream", in_order)
+    monkeypatch.setattr(modes, "side_stream", in_order)
     note = model.model.norm.register_forward_hook(lambda *_: None)  # every forward is whole
     expected, reference = run()
     note.remove()

@@ -7,7 +7,7 @@ import torch
 from measures import DEVICE, difference
 from torch.utils.checkpoint import checkpoint
 
-from ahn.memory import build_memory
+from ahn.memory import STATE, Evicted, build_memory
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.ssd import ssd
 from tiny_models import over_cells
@@ -151,9 +151,11 @@ def run_cell(name, kernels, dtype, weights, inputs):
     cell.to(dtype)
     *tokens, state = inputs
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    tokens = [x.to(dtype) for x in tokens]
-    read, final, _ = cell(*tokens, None, None, state.to(state_dtype))
-    return {"read": read, "final state": final}
+    hidden, query, key, value = (x.to(dtype) for x in tokens)
+    position = torch.arange(key.shape[1], device=DEVICE)[None]
+    evicted = Evicted(key.transpose(1, 2), value.transpose(1, 2), None, position, None)
+    output = cell(hidden, query, evicted, {STATE: state.to(state_dtype)})
+    return {"read": output.read, "final state": output.states[STATE]}
 
 
 @over_cells
