@@ -7,6 +7,7 @@ matrix products, attention scores and values, the state; neither norms nor activ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from ahn.config import AHNConfig
@@ -96,7 +97,7 @@ def train_flops(
 
 
 def cache_bytes(
-    shape: Shape, length: int, settings: AHNConfig | None, num_gates: int, number: int = 2
+    shape: Shape, length: int, settings: AHNConfig | None, memory: Any, number: int = 2
 ) -> int:
     """Bytes of one sequence's cache after `length` tokens.
 
@@ -104,15 +105,19 @@ def cache_bytes(
 
     Args:
         settings: of the memory; None is full attention.
-        num_gates: gates of the cell per token and head; 0 is a window without a memory.
+        memory: class of the memory, that says what it holds (`state_specs` and `num_gates` of
+            `ahn.memory.Memory`); None is a window without one.
         number: bytes of one number of a key or value.
     """
     pair = 2 * shape.groups * shape.head_dim * number
     if settings is None:
         return shape.layers * pair * length
-    gates = shape.heads * num_gates * number
-    state = shape.heads * shape.head_dim**2 * STATE_BYTES if num_gates else 0
-    return shape.layers * (settings.budget * (pair + gates) + state)
+    gates, states = 0, 0
+    if memory is not None:
+        gates = shape.heads * memory.num_gates * number
+        specs = memory.state_specs(shape.heads, shape.groups, shape.head_dim).values()
+        states = sum(prod(x.shape) * (x.dtype.itemsize if x.dtype else number) for x in specs)
+    return shape.layers * (settings.budget * (pair + gates) + states)
 
 
 def decode_bytes(

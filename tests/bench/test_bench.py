@@ -103,8 +103,8 @@ def test_what_cannot_be_measured_is_refused(arguments, message):
 def test_bytes_of_a_sequence_are_known_in_advance(cell):
     model = shared_model("Qwen3", cell)
     settings = AHNConfig.from_dict(model.config.ahn_config)
-    gates = model.model.layers[0].ahn.fn.num_gates
-    expected = cache_bytes(Shape.of(model.config), 10**6, settings, gates, number=4)
+    memory = type(model.model.layers[0].ahn.fn)
+    expected = cache_bytes(Shape.of(model.config), 10**6, settings, memory, number=4)
     cache = ahn.AHNCache(model.config)
     ahn.generation.prefill(model, random_ids(60, batch=3), cache)
     assert cache.nbytes == 3 * expected

@@ -32,9 +32,9 @@ def bench_batch(
     rows = []
     for method in methods:
         settings = bench.cost_settings(method)
-        gates = bench.num_gates if method == "ahn" else 0
+        memory = bench.memory if method == "ahn" else None
         itemsize = bench.model.dtype.itemsize
-        per_row = cache_bytes(bench.shape, tokens, settings, gates, itemsize)
+        per_row = cache_bytes(bench.shape, tokens, settings, memory, itemsize)
         options: dict[str, Any] = {"steps": [step], "new_tokens": new_tokens, "ceilings": ceilings}
         for size in sizes or _sizes(bench, per_row):
             measured = bench_decode(bench, tokens, [method], batch=size, **options)

@@ -22,7 +22,7 @@ from ahn.config import AHNConfig
 from ahn.cost import Shape
 from ahn.hf.liger import use_liger, uses_liger
 from ahn.layer.cache import AHNCache
-from ahn.memory import GATES, STATE
+from ahn.memory import GATES, Memory
 from ahn.modeling import attach, detach, disabled, memory_off
 
 METHODS = ("ahn", "window", "full")
@@ -61,8 +61,9 @@ class BenchModel:
         return None if method == "full" else self.settings
 
     @property
-    def num_gates(self) -> int:
-        return self.model.get_decoder().layers[-1].ahn.fn.num_gates
+    def memory(self) -> Memory:
+        """That of the last layer."""
+        return self.model.get_decoder().layers[-1].ahn.fn
 
 
 def build(
@@ -162,6 +163,9 @@ def _fill_layer(bench: BenchModel, layer: Any, batch: int, method: str, tokens: 
     layer.values.normal_()
     layer.seen = tokens
     if method == "ahn":
-        heads, dim, slots = shape.heads, shape.head_dim, layer.keys.shape[2]
-        layer.write_inputs[GATES] = torch.randn(batch, heads, slots, bench.num_gates, dtype=dtype)
-        layer.states[STATE] = torch.randn(batch, heads, dim, dim, dtype=torch.float32)
+        rows, memory = layer.keys.shape[2], bench.memory
+        gates = torch.randn(batch, shape.heads, rows, memory.num_gates, dtype=dtype)
+        layer.write_inputs[GATES] = gates
+        layer.set_states(memory.init_states(batch, layer.keys.device, dtype))
+        for state in layer.states.values():
+            state.normal_()

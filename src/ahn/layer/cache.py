@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from ahn.config import AHNConfig
 from ahn.layer.cache_layer import AHNCacheLayer
@@ -37,10 +37,11 @@ class AHNCache(Cache):
             )
         ahn = AHNConfig.from_dict(settings)
         self.settings = ahn.to_dict() | {"num_hidden_layers": text_config.num_hidden_layers}
+        layers: list[Any] = DynamicCache(config=text_config).layers
         super().__init__(
             layers=[
-                AHNCacheLayer(ahn) if ahn.has_memory(index) else DynamicLayer()
-                for index in range(text_config.num_hidden_layers)
+                AHNCacheLayer(ahn) if ahn.has_memory(index) else layer
+                for index, layer in enumerate(layers)
             ]
         )
 
