@@ -131,3 +131,5 @@ def test_continuous_integration_finds_its_commands():
     lines = "\n".join(blocks("bash")).splitlines()
     for command in ("pip install", "pytest", "ahn demo"):
         assert any(line.startswith(command) for line in lines)
+    for path in re.findall(r"tests/[\w/]+\.py", (ROOT / ".ci" / "run").read_text()):
+        assert (ROOT / path).is_file(), path

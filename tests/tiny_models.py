@@ -16,7 +16,8 @@ from torch import Tensor
 import ahn
 from ahn.hf.attached_state import attached_state
 
-CELLS = ["GatedDeltaNet", "DeltaNet", "Mamba2"]
+SHIPPED = ["GatedDeltaNet", "DeltaNet", "Mamba2"]  # the cells of released and shipped memories
+CELLS = [*SHIPPED]
 FAMILIES = {  # name of the model class and what its config needs beside COMMON
     "Qwen2": {},
     "Qwen3": {"head_dim": 24},

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import ahn
 from ahn.checkpoint.names import CONFIG_FILE, WEIGHTS_FILE
 from ahn.io.checksum import write_tensors
-from tiny_models import CELLS
+from tiny_models import CELLS, SHIPPED
 
 
 def saved(cell, folder):
@@ -45,7 +45,7 @@ def test_window_given_by_the_user_wins(tmp_path):
     assert (model.config.ahn_config["window"], model.config.ahn_config["num_sinks"]) == (7, 0)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", SHIPPED)
 def test_shipped_memories_load_by_name(cell):
     model, tokenizer = ahn.embedded.load(cell)
     assert model.config.ahn_config["memory"] == cell

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 import ahn
-from tiny_models import CELLS
+from tiny_models import SHIPPED
 
 # Public configs of Qwen2.5-{3B,7B,14B}-Instruct.
 BASES = {
@@ -42,7 +42,7 @@ def released_shapes(cell: str, hidden: int, heads: int, dim: int = 128) -> dict[
     }[cell]  # fmt: skip
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", SHIPPED)
 @pytest.mark.parametrize("size", BASES)
 def test_names_shapes_and_parameter_counts(size, cell):
     sizes = BASES[size]

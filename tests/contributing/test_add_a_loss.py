@@ -18,7 +18,9 @@ def total_variation(student, teacher):
 
 
 WINDOW, SINKS = 16, 4
-WORDS = ["--model_name_or_path", "base", "--loss_type", "kl+total_variation", "--output_dir", "out"]
+WORDS = (
+    "--model_name_or_path base --loss_type kl+total_variation --loss_weights 1 0.5 --output_dir out"
+)
 
 
 def distiller(model, **weights):
@@ -54,5 +56,7 @@ def test_a_memory_trains_with_it(weights):
 
 
 def test_ahn_train_knows_it_by_its_name():
-    _, _, distill, _ = parse(WORDS)
-    assert list(distill.losses) == ["kl", "total_variation"]
+    _, _, distill, _ = parse(WORDS.split())
+    weights = {name: loss.weight for name, loss in distill.losses.items()}
+    assert weights == {"kl": 1.0, "total_variation": 0.5}
+    assert distill.losses["total_variation"].function is total_variation

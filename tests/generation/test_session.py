@@ -136,6 +136,7 @@ DAMAGE = {
     "a tensor too many": lambda tensors, metadata: tensors.update({"7.keys": torch.zeros(1)}),
     "an unknown name": lambda tensors, metadata: tensors.update({"0.window": torch.zeros(1)}),
     "a name of no layer": lambda tensors, metadata: tensors.update(keys=torch.zeros(1)),
+    "names of before": lambda tensors, metadata: metadata.update(format="ahn-session-1"),
     "another shape": lambda tensors, metadata: tensors.update({"0.keys": torch.zeros(1, 2)}),
 }
 

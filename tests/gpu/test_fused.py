@@ -14,7 +14,7 @@ import ahn
 from ahn.generation import prefill, stream
 from ahn.runtime.decode_step import DecodeStep
 from tiny_models import (
-    CELLS,
+    SHIPPED,
     WINDOW,
     assert_close,
     left_padded,
@@ -108,7 +108,7 @@ def test_fused_steps_give_the_tokens_and_the_cache_of_eager_ones(family, cell):
 
 
 @pytest.mark.parametrize(
-    ("cell", "dtype"), [(cell, torch.bfloat16) for cell in CELLS] + [(CELLS[0], torch.float16)]
+    ("cell", "dtype"), [(cell, torch.bfloat16) for cell in SHIPPED] + [(SHIPPED[0], torch.float16)]
 )
 @torch.no_grad()
 def test_half_precision_fused_steps_err_no_more_than_eager_ones(cell, dtype):

@@ -23,7 +23,7 @@ from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller
 from ahn.training.losses import IGNORE
 from backend_rows import replace_reason
-from tiny_models import new_model, over_cells, random_ids, use_kernels
+from tiny_models import SHIPPED, new_model, over_cells, random_ids, use_kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,7 +77,7 @@ def test_losses_of_logits(dtype):
     torch.testing.assert_close(gradient, slope, rtol=2**-7, atol=1e-5)
 
 
-@over_cells
+@pytest.mark.parametrize("cell", SHIPPED)
 @pytest.mark.parametrize("heads", [3, 16, 40])
 def test_norm_and_gate(cell, heads):
     cell = build_memory(cell, 64, heads, 128).to(DEVICE)

@@ -21,7 +21,14 @@ from ahn.memory import (
     registry,
 )
 from ahn.ops.gated_norm import gates_of
-from tiny_models import assert_close, base_model, memory_parameters, new_model, over_cells
+from tiny_models import (
+    SHIPPED,
+    assert_close,
+    base_model,
+    memory_parameters,
+    new_model,
+    over_cells,
+)
 
 HIDDEN, HEADS, GROUPS, DIM = 32, 4, 2, 8
 RELEASED = {
@@ -194,7 +201,7 @@ def test_cells_of_other_packages_come_by_entry_point(monkeypatch):
     assert "Theirs" in registered_memories()
 
 
-@over_cells
+@pytest.mark.parametrize("cell", SHIPPED)
 def test_gates_of_one_product_equal_those_of_several(cell):
     memory, hidden = fresh(cell), hidden_states(7).requires_grad_()
     maps = [x for m in memory.spec().gate_maps for x in (m.weight, m.bias) if x is not None]

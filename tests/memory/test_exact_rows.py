@@ -58,7 +58,9 @@ def test_padded_rows_are_each_row_alone():
     texts, ids, mask = left_padded((60, 41, 3))
     with ahn.memory_off(longer):
         alone = [one_shot(longer, text)[0, -1] for text in texts]
-    assert_close(prefill(rows, ids, attention_mask=mask, chunk=9)[0], torch.stack(alone), 1e-12)
+    assert_close(
+        prefill(rows, ids, attention_mask=mask, prefill_chunk_size=9)[0], torch.stack(alone), 1e-12
+    )
 
 
 @torch.no_grad()
@@ -87,7 +89,7 @@ def test_bytes_stay_the_same():
     rows, _ = models()
     cache = prefill(rows, random_ids(60))[1]
     before = cache.nbytes
-    prefill(rows, random_ids(3000), cache, chunk=500)
+    prefill(rows, random_ids(3000), cache, prefill_chunk_size=500)
     assert cache.nbytes == before
 
 

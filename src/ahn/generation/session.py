@@ -16,7 +16,7 @@ from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import AHNCacheLayer
 from ahn.layer.modes import MODES
 
-FORMAT = "ahn-session-1"
+FORMAT = "ahn-session-2"  # 1 had the states of a layer without names
 COUNTERS = ("seen", "max_padding", "mode")
 
 
