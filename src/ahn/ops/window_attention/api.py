@@ -44,7 +44,7 @@ def window_attention(
 ) -> Tensor:
     """Softmax attention of each query over the sinks and its last `window` tokens, itself included.
 
-    Positions num_tokens real tokens of a row from 0; padding on the left has negative ones. Key
+    Positions count real tokens of a row from 0; padding on the left has negative ones. Key
     column j has position `start + j`; the queries are the last C of those tokens.
 
     Args:
