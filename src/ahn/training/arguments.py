@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from transformers import SchedulerType, TrainingArguments
 
+from ahn.checkpoint.named_models import NAMED_MODELS
 from ahn.config import AHNConfig
 from ahn.training.budget import BudgetSampler
 from ahn.training.losses import (
@@ -22,7 +23,7 @@ class ModelArguments:
     """The base, and the memory to train for it."""
 
     model_name_or_path: str = field(
-        metadata={"help": "Folder or hub name of the base, or the word embedded."}
+        metadata={"help": f"Folder or hub name of the base, or {' or '.join(NAMED_MODELS)}."}
     )
     ahn_implementation: str = field(
         default="GatedDeltaNet", metadata={"help": "Cell of a new memory."}
