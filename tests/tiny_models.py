@@ -14,7 +14,6 @@ import transformers
 from torch import Tensor
 
 import ahn
-from ahn.hf.attached_state import attached_state
 
 SHIPPED = ["GatedDeltaNet", "DeltaNet", "Mamba2"]  # the cells of released and shipped memories
 CELLS = [*SHIPPED]
@@ -127,13 +126,6 @@ def wake(model, seed: int = 1):
         else:
             parameter.copy_((0.3 if parameter.ndim == 3 else 0.12) * noise)
     return model
-
-
-def use_kernels(model, kernels: str) -> None:
-    """The choice of kernels, as if the memory had been attached with it."""
-    attached_state(model).kernels = kernels
-    for layer in model.model.layers:
-        layer.ahn.fn.kernels = kernels
 
 
 def memory_parameters(model) -> dict[str, torch.nn.Parameter]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -167,3 +169,20 @@ def test_a_failed_save_leaves_the_old_session(tmp_path, monkeypatch):
         _saved(model, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["99.keys", "0.append", "0.write_inputs.a.b", "x.keys", "0.seen"])
+@torch.no_grad()
+def test_a_tensor_of_another_name_is_refused(name, tmp_path):
+    model = shared_model()
+    save_session(prefill(model, random_ids(30))[1], tmp_path / "session")
+    with safe_open(tmp_path / "session", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors[name] = torch.zeros(1)
+    header = json.loads(metadata["header"])
+    header["tensors"][name] = ["torch.float32", [1]]
+    metadata["header"] = json.dumps(header)
+    save_file(tensors, tmp_path / "session", metadata=metadata)
+    with pytest.raises(ValueError, match="of no layer of the model"):
+        load_session(tmp_path / "session", model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tiny_models import new_model, use_kernels
+from ahn.hf.install import use_kernels
+from tiny_models import new_model
 
 DEVICE = "cuda"
 

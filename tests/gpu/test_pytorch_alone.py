@@ -7,11 +7,12 @@ import torch
 from measures import DEVICE
 
 from ahn.generation import prefill
+from ahn.hf.install import use_kernels
 from ahn.ops.window_attention import cudnn_autograd, cudnn_forward
 from ahn.runtime.decode_step import DecodeStep
 from ahn.training import Distiller
 from op_calls import flat, op_calls
-from tiny_models import new_model, over_cells, random_ids, use_kernels
+from tiny_models import new_model, over_cells, random_ids
 
 pytestmark = [
     pytest.mark.gpu,

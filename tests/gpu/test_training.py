@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from ahn.hf.install import use_kernels
 from ahn.memory import build_memory
 from ahn.ops.backends import unsupported_reason
 from ahn.ops.gated_mlp import gated_mlp
@@ -23,7 +24,7 @@ from ahn.ops.window_attention.reference import blocked_window_attention
 from ahn.training import Distiller
 from ahn.training.losses import IGNORE
 from backend_rows import replace_reason
-from tiny_models import SHIPPED, new_model, over_cells, random_ids, use_kernels
+from tiny_models import SHIPPED, new_model, over_cells, random_ids
 
 pytestmark = [
     pytest.mark.gpu,

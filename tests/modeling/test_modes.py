@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import ahn
+from ahn.hf import attached_state as attached_state_module
 from ahn.hf.attached_state import attached_state
 from ahn.layer.modes import FULL, MEMORY, WINDOW
 from ahn.modeling import compressive
@@ -86,3 +88,34 @@ def test_an_unknown_mode_is_refused_by_name():
         ValueError, match=r"mode: expected one of full, window, memory, .*got 'all'"
     ):
         shared_model()(random_ids(5), ahn_mode="all")
+
+
+def test_generators_of_two_models_end_in_any_order():
+    first, second = shared_model(), shared_model(window=24)
+
+    def modes(model, number):
+        with ahn.memory_off(model):
+            for _ in range(number):
+                yield attached_state(model).mode
+
+    a, b = modes(first, 1), modes(second, 2)
+    assert next(a) is next(b) is WINDOW
+    assert list(a) == []
+    assert list(b) == [WINDOW]
+    with ahn.disabled(second):
+        assert attached_state(first).mode is MEMORY
+
+
+def test_a_generator_may_end_in_another_context():
+    model = shared_model()
+
+    def inside():
+        with ahn.memory_off(model):
+            yield
+
+    generator = inside()
+    next(generator)
+    contextvars.copy_context().run(generator.close)
+    with ahn.disabled(shared_model(window=24)):
+        assert attached_state_module._num_active == 1
+    assert attached_state_module._num_active == 0

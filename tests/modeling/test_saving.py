@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ahn
+from ahn.hf.attached_state import attached_state
 from tiny_models import (
     assert_close,
     memory_parameters,
@@ -120,3 +121,12 @@ def test_an_attached_class_needs_its_settings():
     model_class, config_class = type(shared_model()), type(shared_model().config)
     with pytest.raises(ValueError, match="ahn_config: expected the memory's settings"):
         model_class(config_class(num_hidden_layers=1))
+
+
+def test_kernels_of_a_merged_folder_govern_the_whole_model(tmp_path):
+    new_model().save_pretrained(tmp_path)
+    model = ahn.from_pretrained(tmp_path, kernels="torch")
+    assert attached_state(model).kernels == "torch"
+    assert {layer.ahn.fn.kernels for layer in model.model.layers} == {"torch"}
+    with pytest.raises(ValueError, match="kernels: expected one of"):
+        ahn.from_pretrained(tmp_path, kernels="cutlass")

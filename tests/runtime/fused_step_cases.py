@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import ahn
 from added_families import ADDED, added_base
 from ahn.generation import prefill
+from ahn.hf.install import use_kernels
 from ahn.layer.modes import MEMORY, WINDOW
 from ahn.ops import dependent_launch
 from ahn.ops.decoding import launch as decoding
@@ -21,7 +22,7 @@ from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 from ahn.ops.gemv import launch as projection
 from ahn.runtime.fused_decoder import FusedDecoder
 from backend_rows import replace_reason
-from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids, use_kernels, wake
+from tiny_models import TRIOS, assert_close, left_padded, new_model, random_ids, wake
 from watched_memory import mend_indexing, unwritten_is_nan, watch
 
 BUFFERS = ("keys", "values", "write_inputs.gates", "states.recurrent_state")

@@ -80,7 +80,7 @@ def build(
         name: one of `SHAPES` or a config.json, for random weights; or a folder or hub name of
             trained ones.
         liger: whether to call `ahn.hf.use_liger`.
-        kernels: backend of the memory, see `ahn.attach`.
+        kernels: see `ahn.attach`.
 
     Raises:
         ValueError: the name is none of these, or the model cannot have a memory.

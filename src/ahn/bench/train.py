@@ -76,7 +76,7 @@ def bench_train(
     for tokens in lengths:
         ids = _rows(bench, accelerator, tokens, rows)
         step = _step(bench, accelerator, *prepared, ids)
-        row = _measured(bench, accelerator, step, ids, steps)
+        row = _measured(accelerator, step, ids, steps)
         if "error" not in row:
             _add_costs(row, bench, ceilings or {})
         results += [row, *_teacher(bench, accelerator, ids), *_original(bench, row)]
@@ -137,7 +137,6 @@ def _step(
 
 
 def _measured(
-    bench: BenchModel,
     accelerator: Accelerator,
     step: Callable[[], None],
     ids: Tensor,

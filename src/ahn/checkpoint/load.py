@@ -23,10 +23,10 @@ from ahn.checkpoint.names import BASE_CONFIG, MARK
 from ahn.checkpoint.settings import read_settings
 from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
+from ahn.hf.install import use_kernels
 from ahn.io.checksum import read_json
-from ahn.memory import Memory, memory_by_name
+from ahn.memory import memory_by_name
 from ahn.modeling import attach
-from ahn.ops.backends import check_kernels
 
 CONFIG_OPTIONS = (*HUB_OPTIONS, "revision", "trust_remote_code", "subfolder")
 
@@ -52,7 +52,8 @@ def from_pretrained(
         window, num_sinks: win over the memory's own settings.
         kernels: see `ahn.attach`.
         memory_revision: branch, tag or commit of a memory on the hub.
-        new_memory: settings of an untrained memory to attach where the base would have none.
+        new_memory: settings of an untrained memory, attached where `memory` is None and the base
+            has none.
         hf_kwargs: passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`,
             `quantization_config`, `revision`, `token`, ...).
 
@@ -131,9 +132,7 @@ def _merged(
         config.ahn_config = settings.with_budget(**budget).to_dict()
         options["config"] = config
     model = AutoModelForCausalLM.from_pretrained(base, **options)
-    for module in model.modules():
-        if isinstance(module, Memory):  # the folder does not say by which kernels it is run
-            module.kernels = check_kernels(kernels)
+    use_kernels(model, kernels)  # the folder does not say by which kernels it is run
     return model
 
 

@@ -76,6 +76,8 @@ def _check(
     header: dict[str, Any], tensors: dict[str, Tensor], cache: AHNCache, model: PreTrainedModel
 ) -> None:
     """Raise ValueError where settings, names, shapes or dtypes are not what they should be."""
+    for name in tensors:
+        _check_name(name, cache)
     if header["ahn_config"] != cache.settings:
         raise ValueError(f"settings {header['ahn_config']} instead of {cache.settings}")
     got = {name: _kind(tensor) for name, tensor in tensors.items()}
@@ -90,6 +92,18 @@ def _check(
                 raise ValueError(f"{name} of {_kind(tensor)} instead of {heads}, {model.dtype}")
         elif ".states." in name:
             _check_state(name, tensor, header["counters"], model)
+
+
+def _check_name(name: str, cache: AHNCache) -> None:
+    """Raise ValueError where a tensor's name is none that a layer of the cache has."""
+    index, _, rest = name.partition(".")
+    layer = cache.layers[int(index)] if index.isdigit() and int(index) < len(cache.layers) else None
+    kind, _, key = rest.partition(".")
+    known = rest in ("keys", "values")
+    if isinstance(layer, AHNCacheLayer):
+        known = (rest in layer.PLAIN) or (kind in layer.NAMED and key.isidentifier())
+    if layer is None or not known:
+        raise ValueError(f"tensor {name!r} of no layer of the model")
 
 
 def _check_state(name: str, tensor: Tensor, counters: Any, model: PreTrainedModel) -> None:

@@ -38,16 +38,20 @@ class AttachedState:
     @contextmanager
     def in_mode(self, mode: Mode) -> Iterator[None]:
         """Within the context, in this thread or task alone, the model looks back this way."""
-        global _num_active
-        token = _modes.set({**_modes.get(), self: mode})
-        with _lock:
-            _num_active += 1
+        before = _modes.get().get(self)
+        _count_active(1)
+        self._set_mode(mode)
         try:
             yield
         finally:
-            _modes.reset(token)
-            with _lock:
-                _num_active -= 1
+            # Not by a token: a generator may end in another context than it began in, and modes
+            # of other models may have been opened and not closed since.
+            self._set_mode(before)
+            _count_active(-1)
+
+    def _set_mode(self, mode: Mode | None) -> None:
+        others = {state: other for state, other in _modes.get().items() if state is not self}
+        _modes.set(others if mode is None else {**others, self: mode})
 
 
 _modes: ContextVar[Mapping[AttachedState, Mode]] = ContextVar(
@@ -56,6 +60,12 @@ _modes: ContextVar[Mapping[AttachedState, Mode]] = ContextVar(
 
 _num_active = 0  # contexts of `in_mode` that are open anywhere in the process
 _lock = Lock()
+
+
+def _count_active(change: int) -> None:
+    global _num_active
+    with _lock:
+        _num_active += change
 
 
 def attached_state(model: Any) -> AttachedState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import replace
+from operator import index
 from typing import Any
 
 import torch
@@ -90,9 +91,9 @@ class AttentionHook:
 class DecoderHook:
     """Before the decoder: settle once a forward what its layers share.
 
-    Three keywords of a forward override the attached settings for that call, without a cache
-    of other settings: `ahn_mode` (a `Mode`, or the name of one in `ahn.layer.modes.MODES`),
-    `ahn_window`, `ahn_sinks`.
+    Three keywords of a forward override the attached settings for that call: `ahn_mode` (a
+    `Mode`, or the name of one in `ahn.layer.modes.MODES`), `ahn_window` and `ahn_sinks`. A cache
+    that is passed along must have been made for the same settings.
     A fourth, `ahn_position` `[B]`, says on the device where one new token of every row goes; the
     host's counters are then the caller's (`AHNCache.advance`), so the forward can be captured.
     """
@@ -119,9 +120,11 @@ class DecoderHook:
 
     def _settings(self, kwargs: dict[str, Any]) -> ForwardContext:
         kwargs.pop(PROMPT, None)
-        window, sinks = kwargs.pop("ahn_window", None), kwargs.pop("ahn_sinks", None)
+        sizes = [kwargs.pop(name, None) for name in ("ahn_window", "ahn_sinks")]
         mode = kwargs.pop("ahn_mode", None) or self.state.mode
-        config = self.state.config.with_budget(window, sinks)
+        config = self.state.config
+        if sizes != [None, None]:
+            config = config.with_budget(*(x if x is None else index(x) for x in sizes))
         return ForwardContext(
             mode=mode if isinstance(mode, Mode) else mode_named(mode),
             window=config.window,

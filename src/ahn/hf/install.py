@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from ahn.config import AHNConfig
-from ahn.hf.attached_state import ATTACHED, AttachedState
+from ahn.hf.attached_state import ATTACHED, AttachedState, attached_state
 from ahn.hf.hooks import AHNLayer, AttentionHook, DecoderHook
 from ahn.hf.support import check_supported, decoder_layers, head_dim
-from ahn.memory import PositionRouter, build_memory
+from ahn.memory import Memory, PositionRouter, build_memory
+from ahn.ops.backends import check_kernels
 
 HANDLES = "ahn_hook_handles"
 
@@ -30,6 +31,14 @@ def install(model: Any, config: AHNConfig, kernels: str = "auto") -> None:
     handles.append(decoder.register_forward_pre_hook(DecoderHook(state), with_kwargs=True))
     setattr(decoder, ATTACHED, state)
     setattr(decoder, HANDLES, handles)
+
+
+def use_kernels(model: Any, kernels: str) -> None:
+    """Set the choice of kernels of an attached model, as if it had been attached with it."""
+    attached_state(model).kernels = check_kernels(kernels)
+    for module in model.modules():
+        if isinstance(module, Memory):
+            module.kernels = kernels
 
 
 def uninstall(model: Any) -> None:

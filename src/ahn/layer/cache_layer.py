@@ -26,7 +26,7 @@ Views = tuple[Tensor, ...]
 
 
 class AHNCacheLayer(BatchedTensors, CacheLayerMixin):
-    """What one layer holds of a text; its bytes are fixed by the first forward.
+    """What one layer holds of a text; its bytes are fixed once a token has left the window.
 
     A token at position p (real tokens of its row counted from 0) lives in row p of `keys` and
     `values` `[B, G, S + W, *]` if it is a sink, else in row S + (p - S) % W. So up to the budget

@@ -1,8 +1,7 @@
 """The page: how a layer looks back (arXiv 2510.07318).
 
-A chunk of new tokens pushes old ones out of the window. What leaves is written into the memory and
-read by the new tokens, while the softmax over sinks and window runs. Both are added, and the cache
-takes the new tokens. `decode` does the same for one new token a row, in its place in the ring.
+New tokens push old ones out of the window. What leaves is written into the memory and read by the
+new tokens, while the softmax over sinks and window runs. Both are added; the cache takes the rest.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ class Mode(ABC):
     is_bounded = True
     decodes_in_place = True
     uses_memory = False
+    can_end_early = True  # whether `fill` leaves all that a forward leaves
 
     @abstractmethod
     def __call__(
@@ -69,6 +69,9 @@ class Mode(ABC):
     ) -> Tensor:
         """Attention of one packed document, that no cache takes."""
         return self(base, query, key, value, context)[0]
+
+    def fill(self, module, query, key, value, context) -> None:  # noqa: B027  (nothing to do here)
+        """Leave in the cache what a chunk leaves there, without its attention."""
 
     def __repr__(self) -> str:
         return self.name
@@ -108,7 +111,7 @@ class WindowAttention(Mode):
         return self.attend_chunk(base, query, key, value, context), None
 
     def document(self, base, query, key, value, context):
-        """A document is a text without a cache, whatever its length."""
+        """A text without a cache, whatever its length."""
         return self.attend_chunk(base, query, key, value, context)
 
     def attend_chunk(
@@ -161,10 +164,8 @@ class WindowAttention(Mode):
             return context.positions(chunk.first, 1)[:, 0]
         return start
 
-    def fill(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, context: LayerContext
-    ) -> None:
-        """Leave in the cache what a chunk leaves there, without its attention."""
+    def fill(self, module, query, key, value, context):
+        """See `Mode.fill`."""
         evicted = self.gather(query, key, value, context).evicted
         commit(key, value, self.write_and_read(module, query, evicted, context), context)
 
@@ -201,6 +202,7 @@ class PooledAttention(WindowAttention):
     """The Compressive Transformer: a pool of what has left takes the memory's place."""
 
     decodes_in_place = False
+    can_end_early = False  # its own attention makes the pool
 
     def __init__(self, pooling: str) -> None:
         self.pooling, self.name = pooling, f"compressive-{pooling}"
@@ -219,9 +221,8 @@ class PooledAttention(WindowAttention):
 
     def start(self, chunk: ChunkTokens, context: LayerContext) -> int | Tensor:
         """Padded rows differ in what is pooled with what, wherever they are."""
-        if context.forward.padding is not None:
-            return context.positions(chunk.first, 1)[:, 0]
-        return chunk.first
+        padded = context.forward.padding is not None
+        return context.positions(chunk.first, 1)[:, 0] if padded else chunk.first
 
 
 FULL, WINDOW, MEMORY = FullAttention(), WindowAttention(), MemoryAttention()
@@ -244,7 +245,6 @@ def _prefers_blocks(
     Only for SDPA, which leaves the choice of a kernel to whoever runs it.
     """
     later = context.seen > 0 and context.cache is not None
-    if not (later and base.is_sdpa):
-        return False
     kernels, dropout = context.forward.kernels, base.dropout
-    return choose("window_attention", kernels, query, value, dropout=dropout) == "cudnn"
+    plain = later and base.is_sdpa
+    return plain and choose("window_attention", kernels, query, value, dropout=dropout) == "cudnn"

@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from ahn.memory.contract import Evicted, Memory, MemoryOutput, States, StateSpec
 from ahn.memory.parts import GatedRMSNorm, HeadwiseLinear
-from ahn.ops.gated_norm import CellSpec
+from ahn.ops.gated_norm import CellSpec, product_dtype
 
 STATE, GATES = "recurrent_state", "gates"  # names of a cell's state and of what waits in the ring
 
@@ -113,12 +113,7 @@ class Cell(Memory):
             output_gate: `[B, C, H]`, where it is known.
         """
         normed = self.gated_norm(read, hidden[:, -read.shape[1] :])
-        return self.o_proj(normed.to(self._product_dtype(read.device)))
-
-    def _product_dtype(self, device: torch.device) -> torch.dtype:
-        if torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-        return self.o_proj.weight.dtype
+        return self.o_proj(normed.to(product_dtype(self.o_proj.weight)))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from ahn.memory.cell import Cell
 from ahn.memory.parts import GatedRMSNorm
 from ahn.memory.rules import RULES
-from ahn.ops.gated_norm import CellSpec, gated_norm, gated_norm_linear, gates_of
+from ahn.ops.gated_norm import (
+    CellSpec,
+    gated_norm,
+    gated_norm_linear,
+    gates_of,
+    one_pass_unsupported_reason,
+    product_dtype,
+)
 from ahn.ops.gemv import Linear
 
 
@@ -89,12 +96,12 @@ class LinearCell(Cell):
         spec, count = self._kernel_spec(read), read.shape[1]
         if spec is None:
             return super().project(read, hidden)
-        if not torch.is_grad_enabled():
+        if one_pass_unsupported_reason(read, spec.o_proj) is None:
             gate = self.output_gate(hidden[:, -count:])
             return gated_norm_linear(read, gate, spec, kernels=self.kernels)
         # The gate is cut, not its input: the gradient of the input would be padded to full length.
         gate = self.output_gate(hidden) if output_gate is None else output_gate
-        dtype = self._product_dtype(read.device)
+        dtype = product_dtype(spec.o_proj)
         normed = gated_norm(read, gate[:, -count:], spec, dtype, kernels=self.kernels)
         return self.o_proj(normed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ahn.ops.gated_norm import gated_rms_norm
+from ahn.ops.gated_norm import gated_rms_norm, headwise_linear
 
 
 class HeadwiseLinear(nn.Module):
@@ -16,7 +16,7 @@ class HeadwiseLinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_heads, in_features, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("bthi,hio->btho", x, self.weight)
+        return headwise_linear(x, self.weight)
 
 
 class GatedRMSNorm(nn.Module):

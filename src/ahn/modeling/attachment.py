@@ -33,7 +33,8 @@ def attach(model: PreTrainedModel, config: AHNConfig, *, kernels: str = "auto") 
     Args:
         model: a transformers decoder for causal language modelling.
         config: window, sinks and cell.
-        kernels: `auto`, `torch`, `fla` or `triton`; a choice of the run, not saved with the model.
+        kernels: `auto`, `torch`, `fla` or `triton`, the choice that governs all ops, see
+            `ahn.ops.backends`; it belongs to the run and is not saved with the model.
 
     Returns:
         The same object.

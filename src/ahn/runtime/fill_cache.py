@@ -10,7 +10,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedModel
 
 from ahn.hf.attached_state import ATTACHED, AttachedState
-from ahn.layer.modes import Mode, PooledAttention, WindowAttention
+from ahn.layer.modes import Mode
 from ahn.layer.watched import COMPILED_CALL, FORWARD_PRE_HOOK, HARMLESS, watchers_of
 
 
@@ -34,9 +34,16 @@ class FillCache(Mode):
         """Raises CacheIsFilled in the last layer."""
         if not context.is_last or context.forward.decode is not None:
             return self.mode(base, query, key, value, context)
-        if isinstance(self.mode, WindowAttention):  # elsewhere the base's cache has its tokens
-            self.mode.fill(base.module, query, key, value, context)
+        self.mode.fill(base.module, query, key, value, context)
         raise CacheIsFilled
+
+    def splits_documents(self, base):
+        """See `Mode.splits_documents`."""
+        return self.mode.splits_documents(base)
+
+    def document(self, base, query, key, value, context):
+        """See `Mode.document`."""
+        return self.mode.document(base, query, key, value, context)
 
     def without_memory(self) -> Mode:
         """See `Mode.without_memory`."""
@@ -59,10 +66,7 @@ def fill_cache(model: PreTrainedModel, **inputs: Any) -> None:
 
 
 def _can_end_early(decoder: Any, mode: Mode) -> bool:
-    """A pool is made by its own attention, so that one cannot be left out."""
-    return not (
-        isinstance(mode, PooledAttention) or torch.is_grad_enabled() or _is_watched(decoder)
-    )
+    return mode.can_end_early and not torch.is_grad_enabled() and not _is_watched(decoder)
 
 
 def _is_watched(decoder: Any) -> bool:

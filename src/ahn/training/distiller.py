@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ahn.hf.attached_state import attached_state
-from ahn.layer.modes import MEMORY, WINDOW
+from ahn.layer.modes import MEMORY, WINDOW, mode_named
 from ahn.modeling.saving import is_memory
 from ahn.training.batch import Batch, TokenCounts, loss_tokens
 from ahn.training.distillation import distillation
@@ -108,7 +108,7 @@ class Distiller(nn.Module):
         """Losses of a batch, see `distillation`; in mode `window` the cross-entropy alone."""
         batch = Batch(input_ids, labels, position_ids)
         with unsharded_head(self.model):
-            if mode == WINDOW.name:
+            if mode_named(mode) is WINDOW:
                 return window_losses(self.model, batch, window=window, num_sinks=num_sinks)
             return distillation(
                 self.model,

@@ -20,7 +20,7 @@ def train(
     memory: options.Cell = "GatedDeltaNet",
     window: options.Window = 2048,
     num_sinks: options.Sinks = 0,
-    kernels: Annotated[str, Option(help="Of the memory: auto, triton, fla or torch.")] = "auto",
+    kernels: Annotated[str, Option(help="Of all ops: auto, triton, fla or torch.")] = "auto",
     liger: Liger = False,
     strategy: Annotated[str, Option(help="Of several processes: ddp or fsdp2.")] = "ddp",
     profile: Annotated[

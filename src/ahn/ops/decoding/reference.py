@@ -1,4 +1,7 @@
-"""One decoding step of a layer in plain PyTorch."""
+"""One decoding step of a layer in plain PyTorch: what the kernels are compared with.
+
+The package itself decodes without kernels by the general path of `ahn.layer.decode`.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def gated_norm_linear(
         ValueError: the kernels asked for cannot run here.
     """
     backend = choose("gated_norm_linear", kernels, read, cell.o_proj)
-    if backend == "triton" and _one_pass_unsupported_reason(read, cell.o_proj) is None:
+    if backend == "triton" and one_pass_unsupported_reason(read, cell.o_proj) is None:
         from ahn.ops.gated_norm import triton
 
         return triton.gated_norm_linear(read, output_gate, cell)
@@ -75,12 +75,14 @@ def gated_norm_linear(
 def _gated_norm_unsupported_reason(read: Tensor) -> str | None:
     reason = device_unsupported_reason(read)
     reason = reason or dtype_unsupported_reason((*HALF, torch.float32), read)
-    if reason is None and autograd.padded(read.shape[2]) * autograd.padded(read.shape[3]) > LARGEST:
-        return f"at most {LARGEST} numbers a token, got {read.shape[2] * read.shape[3]}"
+    size = autograd.padded(read.shape[2]) * autograd.padded(read.shape[3])
+    if reason is None and size > LARGEST:
+        return f"at most {LARGEST} padded numbers a token, got {size}"
     return reason
 
 
-def _one_pass_unsupported_reason(read: Tensor, o_proj: Tensor) -> str | None:
+def one_pass_unsupported_reason(read: Tensor, o_proj: Tensor) -> str | None:
+    """Why norm, gate and head map cannot run in one kernel; None where they can."""
     if torch.is_grad_enabled():
         return "no gradient"
     reason = device_unsupported_reason(read) or dtype_unsupported_reason(HALF, o_proj)
@@ -91,7 +93,7 @@ def _one_pass_unsupported_reason(read: Tensor, o_proj: Tensor) -> str | None:
 
 def _linear_unsupported_reason(read: Tensor, o_proj: Tensor) -> str | None:
     """One pass is not always possible; the Triton norm and PyTorch's product may still be."""
-    if _one_pass_unsupported_reason(read, o_proj) is None:
+    if one_pass_unsupported_reason(read, o_proj) is None:
         return None
     return _gated_norm_unsupported_reason(read)
 
