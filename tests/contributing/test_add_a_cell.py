@@ -1,17 +1,16 @@
-"""CONTRIBUTING.md, "Add a cell": the cell of its steps, and the laws on it."""
+"""CONTRIBUTING.md, "Add a cell": its cell, from a package of its own, and the laws on it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 import ahn
 from ahn.memory.cell import Cell
-from ahn.memory.parts import GatedRMSNorm, masked
-from ahn.memory.registry import register
-from ahn.ops.layout import compute_dtype, l2_normalize, repeat_heads
+from ahn.memory.registry import memory_by_name, register
+from ahn.ops.layout import l2_normalize, repeat_heads
+from packages import install
 from tiny_models import (
     FAMILIES,
     WINDOW,
@@ -27,6 +26,15 @@ from tiny_models import (
     shared_base,
     shared_model,
 )
+
+SOURCE = '''\
+import torch
+from torch import nn
+
+from ahn.memory.cell import Cell
+from ahn.memory.parts import GatedRMSNorm, masked
+from ahn.memory.registry import register
+from ahn.ops.layout import compute_dtype, l2_normalize, repeat_heads
 
 
 @register
@@ -58,10 +66,43 @@ class LinearAttention(Cell):
 
     def gated_norm(self, read, hidden):
         return self.norm(read, self.g_proj(hidden)[..., None])
-
+'''
 
 CELL, LENGTH, BUDGET = "LinearAttention", 100, WINDOW + 4
 over_families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed(tmp_path_factory):
+    """The cell is found by its entry point, as in step 2."""
+    folder = tmp_path_factory.mktemp("package")
+    install(folder, "linear_attention", SOURCE, "ahn.memories", CELL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        assert memory_by_name(CELL).__module__ == "linear_attention"
+        yield
+
+
+@register
+class Ungated(Cell):
+    """S <- S + k v^T, read q^T S: nothing waits with a token."""
+
+    num_gates = 0
+
+    def write_gates(self, hidden):
+        return hidden.new_zeros(*hidden.shape[:2], self.num_heads, 0)
+
+    def write_and_read(self, query, key, value, gates, write_mask, state):
+        assert gates.shape == (*query.shape[:3], 0)
+        key, value = (repeat_heads(x, query.shape[2]) for x in (l2_normalize(key), value))
+        if write_mask is not None:
+            value = value * write_mask[..., None, None]
+        states = torch.einsum("bjhk,bjhv->bjhkv", key, value).cumsum(1)
+        states = states if state is None else states + state[:, None]
+        return torch.einsum("bihk,bihkv->bihv", query, states), states[:, -1]
+
+    def gated_norm(self, read, hidden):
+        return l2_normalize(read)
 
 
 def model_of(family="Qwen2", **settings):
@@ -100,7 +141,21 @@ def test_padded_rows_are_each_row_alone(family):
 
 
 @torch.no_grad()
-def test_the_memory_acts_and_a_fresh_one_is_silent():
+def test_a_cell_may_have_no_gates():
+    model, ids = shared_model("Qwen2", "Ungated", dtype=torch.float64), random_ids(LENGTH, batch=2)
+    expected, caches = one_shot(model, ids), []
+    for chunks in ([LENGTH], [1] * LENGTH, pieces(LENGTH, 7)):
+        caches.append(ahn.AHNCache(model.config))
+        assert_close(read(model, ids, chunks, caches[-1]), expected, 1e-6)  # float32 states
+    tensors = [cache.memory_layers[0].tensors() for cache in caches]
+    assert tensors[0]["write_inputs.gates"].numel() == 0
+    for name, tensor in tensors[0].items():
+        for other in tensors[1:]:
+            assert_close(other[name], tensor, 1e-6, name)
+
+
+@torch.no_grad()
+def test_the_memory_acts_and_a_fresh_one_adds_zero():
     model, ids = model_of(), random_ids(LENGTH)
     with ahn.memory_off(model):
         window = one_shot(model, ids)

@@ -40,12 +40,13 @@ import datasets
 WORDS = ("apple", "bread", "chair", "dance", "eagle", "flame", "grape", "house")
 
 
-def dataset(seed=0, samples=8, length=200, **_):
+def dataset(seed=0, samples=8, length=200, **options):
     """Questions with the same list of words and another first word.
 
     Args:
         seed: the same seed gives the same questions.
         length: of the list, in words.
+        options: what else lm-eval passes, such as the version.
     """
     chance = random.Random(seed)
     questions = []
@@ -57,7 +58,7 @@ def dataset(seed=0, samples=8, length=200, **_):
                 "context": f"The words are: {' '.join(words)}.\nThe first word is:",
                 "choices": [f" {word}" for word in WORDS],
                 "gold": WORDS.index(first),
-                "evidence": [15, 15 + len(first)],  # characters of the context
+                "evidence": [15, 15 + len(first)],  # start and end in the context, end exclusive
             }
         )
     return {"test": datasets.Dataset.from_list(questions)}

@@ -58,6 +58,8 @@ def test_its_code_stands_in_the_test_that_it_names(name):
     code = blocks(SECTIONS[name])
     assert code
     for language, text in code:
+        if text.rstrip() in source:
+            continue
         head, body = "", text
         if language == "python" and text.startswith(("import ", "from ")):
             head, body = text.split("\n\n\n", 1)

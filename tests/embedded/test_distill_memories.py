@@ -13,14 +13,14 @@ import ahn
 from ahn.embedded import BASE, MEMORIES
 from ahn.embedded.corpus import Corpus
 from ahn.embedded.distill_memories import Settings, train_memory
-from tiny_models import over_cells
+from tiny_models import over_shipped
 
 
 def shipped(cell):
     return json.loads((MEMORIES / cell / "training.json").read_text())
 
 
-@over_cells
+@over_shipped
 def test_the_defaults_are_those_that_made_what_ships(cell):
     found = shipped(cell)
     assert found["settings"] == asdict(Settings(cell))

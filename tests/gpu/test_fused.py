@@ -20,7 +20,8 @@ from tiny_models import (
     left_padded,
     new_model,
     over_cells,
-    over_pairs,
+    over_shipped,
+    over_shipped_pairs,
     random_ids,
     read,
 )
@@ -48,7 +49,7 @@ def same_caches(cache, other):
             assert_close(layer.tensors()[name], twin.tensors()[name], 2e-5, name)
 
 
-@over_cells
+@over_shipped
 @pytest.mark.parametrize("settings", [{}, {"use_q_proj": True}], ids=["plain", "q_proj"])
 @pytest.mark.parametrize("mode", ["memory", "window"])
 @torch.no_grad()
@@ -66,7 +67,7 @@ def test_a_decoding_step_equals_the_general_path(cell, settings, mode):
             assert_close(layer.tensors()[name], other.tensors()[name], 2e-5, name)
 
 
-@over_cells
+@over_shipped
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_half_precision_decoding_errs_no_more_than_the_general_path(cell, dtype):
@@ -89,7 +90,7 @@ def test_graphs_give_the_tokens_of_eager_steps(cell, dtype):
     assert torch.equal(answers["graph"], answers["eager"])
 
 
-@over_pairs
+@over_shipped_pairs
 @torch.no_grad()
 def test_fused_steps_give_the_tokens_and_the_cache_of_eager_ones(family, cell):
     """In float32; one row and several, from prompts below the budget, at it, and beyond."""

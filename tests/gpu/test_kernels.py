@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ahn.memory import STATE, Evicted, build_memory
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.ssd import ssd
-from tiny_models import over_cells
+from tiny_models import over_shipped
 
 pytestmark = [
     pytest.mark.gpu,
@@ -158,7 +158,7 @@ def run_cell(name, kernels, dtype, weights, inputs):
     return {"read": output.read, "final state": output.states[STATE]}
 
 
-@over_cells
+@over_shipped
 @torch.no_grad()
 def test_a_cell_errs_no_more_than_by_pytorch(cell):
     fresh = build_memory(cell, HIDDEN, HEADS, DIM).to(DEVICE, torch.float64)

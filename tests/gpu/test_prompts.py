@@ -10,7 +10,7 @@ from ahn.generation import prefill
 from ahn.memory import build_memory
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
-from tiny_models import left_padded, new_model, over_cells, positions_of
+from tiny_models import left_padded, new_model, over_cells, over_shipped, positions_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,7 +62,7 @@ def test_prefill_by_dense_blocks_errs_no_more_than_the_general_path(cell):
     assert errors[0] <= 1.5 * errors[1] + 2**-8, errors
 
 
-@over_cells
+@over_shipped
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
 @torch.no_grad()
 def test_norm_gate_and_map_err_no_more_than_pytorch(cell, length):

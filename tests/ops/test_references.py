@@ -15,12 +15,12 @@ from ahn.ops.decoding import NewToken, QKTransform, Ring, fused_decoding
 from ahn.ops.gated_mlp import gated_mlp
 from ahn.ops.gated_norm import gated_norm, gated_norm_linear
 from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
-from tiny_models import assert_close, left_padded, new_model, over_cells, read
+from tiny_models import assert_close, left_padded, new_model, over_shipped, read
 
 BUFFERS = ("keys", "values", "write_inputs.gates", "states.recurrent_state")
 
 
-@over_cells
+@over_shipped
 @pytest.mark.parametrize("settings", [{}, {"use_q_proj": True}], ids=["plain", "q_proj"])
 @pytest.mark.parametrize("window_alone", [False, True])
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_norm_and_rotation_of_the_new_token():
     assert torch.equal(rings[0].values[:, :, 1], value[:, :, 0])
 
 
-@over_cells
+@over_shipped
 @pytest.mark.parametrize("heads", [1, 3])
 def test_norm_gate_and_map_are_those_of_the_cell(cell, heads):
     """Of one head too, where a norm over all heads has as many weights as a norm over each."""

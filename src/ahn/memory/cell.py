@@ -19,7 +19,8 @@ STATE, GATES = "recurrent_state", "gates"  # names of a cell's state and of what
 class Cell(Memory):
     """Compresses evicted tokens into a `[B, H, K, V]` state and answers queries from it.
 
-    Subclasses define `num_gates`, the three abstract methods and `reset_parameters`.
+    Subclasses define `num_gates` and the three abstract methods. They override `reset_parameters`
+    where a parameter needs a special start.
 
     Args:
         use_q_proj: give the cell its own map of the query before RoPE.
@@ -51,7 +52,7 @@ class Cell(Memory):
     def write_gates(self, hidden: Tensor) -> Tensor:
         """Raw gates `[B, T, H, num_gates]` of tokens, in the cell's dtype, from `[B, T, D]`.
 
-        They wait beside the token's key until it leaves the window. They are stored raw, since
+        They are cached with the token's key until it leaves the window. They are stored raw, since
         the output of the projection itself loses nothing in a half-precision cache.
         """
 
@@ -69,8 +70,8 @@ class Cell(Memory):
 
         Args:
             query: `[B, E, H, K]`; key, value: `[B, E, G, K]`; gates: `[B, E, H, num_gates]`.
-            write_mask: `[B or 1, E]` bool, False where the token must write nothing; None writes
-                all.
+            write_mask: `[B or 1, E]` bool, False where the token must neither write nor decay the
+                state; None writes all.
             state: `[B, H, K, V]`, None for the empty memory.
         """
 
@@ -119,7 +120,7 @@ class Cell(Memory):
     def reset_parameters(self) -> None:
         """Initialise in place; `init` functions skip what was loaded from a checkpoint.
 
-        A zero o_proj makes a fresh cell silent: the model starts as window + sinks.
+        With a zero o_proj a fresh cell adds exactly zero: the model starts as window + sinks.
         """
         for module in self.children():
             if isinstance(module, HeadwiseLinear):
