@@ -6,6 +6,7 @@ and warn. No other file knows which of the two names the installed version uses.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from typing import Any
 
@@ -34,6 +35,15 @@ def cache_argument(kwargs: dict[str, Any]) -> tuple[str, Any]:
         raise TypeError(f"{OLD_NAME}: expected one cache, got {NEW_NAME} as well")
     name = OLD_NAME if OLD_NAME in kwargs else NEW_NAME
     return name, kwargs.get(name)
+
+
+def takes_other_name(module: nn.Module) -> bool:
+    """Whether `forward` was written for a transformers whose modules use the other name.
+
+    A cache would travel past such a module among its further keywords.
+    """
+    names = inspect.signature(type(module).forward).parameters.keys()
+    return CACHE not in names and not names.isdisjoint((OLD_NAME, NEW_NAME))
 
 
 def check_cache_type(name: str, cache: Any, is_bounded: bool) -> None:
