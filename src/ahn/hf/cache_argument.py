@@ -15,6 +15,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ahn.layer.cache import AHNCache
+from ahn.layer.context import ForwardContext
 
 OLD_NAME, NEW_NAME = "past_key_values", "cache"
 IS_RENAMED = NEW_NAME in {field.name for field in fields(BaseModelOutputWithPast)}
@@ -52,6 +53,30 @@ def check_cache_type(name: str, cache: Any, is_bounded: bool) -> None:
         raise TypeError(f"{name}: expected an AHNCache, got {type(cache).__name__}")
     if not is_bounded and isinstance(cache, AHNCache):
         raise TypeError(f"{name}: expected a cache of full attention, got an AHNCache")
+
+
+def claim_cache(name: str, cache: Any, context: ForwardContext) -> int:
+    """Tokens that a cache has read; from now on it belongs to the forward's mode.
+
+    Raises TypeError where it is no `AHNCache`, ValueError where it was made for other settings.
+    """
+    check_cache_type(name, cache, is_bounded=True)
+    expected = (context.mode.name, context.window, context.num_sinks)
+    for layer in cache.memory_layers:
+        layer.mode = layer.mode or context.mode.name
+        got = (layer.mode, layer.window, layer.num_sinks)
+        if got != expected:
+            raise ValueError(
+                f"{name}: expected a cache of (mode, window, sinks) {expected}, got {got}"
+            )
+    return cache.memory_layers[0].seen
+
+
+def wants_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the decoder would make a cache if it is given none."""
+    wanted = kwargs.get("use_cache")
+    wanted = decoder.config.use_cache if wanted is None else wanted
+    return bool(wanted) and not drops_cache(decoder)
 
 
 def drops_cache(decoder: nn.Module) -> bool:

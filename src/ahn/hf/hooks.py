@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import AttachedState
-from ahn.hf.cache_argument import cache_argument, check_cache_type, drops_cache
+from ahn.hf.cache_argument import cache_argument, check_cache_type, claim_cache, wants_cache
 from ahn.hf.inputs import packed_documents, row_padding
 from ahn.layer.attention import NAME
 from ahn.layer.cache import AHNCache
@@ -158,9 +158,9 @@ class DecoderHook:
             segments = packed_documents(kwargs.get("position_ids"), batch)
         if segments is not None:
             kwargs["use_cache"] = False  # else the decoder makes a cache that grows
-        elif cache is None and _wants_cache(decoder, kwargs):
+        elif cache is None and wants_cache(decoder, kwargs):
             cache = kwargs[name] = AHNCache(decoder.config)
-        seen = 0 if cache is None else _claim(name, cache, context)
+        seen = 0 if cache is None else claim_cache(name, cache, context)
         self._warn_beyond(decoder, seen + length)
         padding, largest = row_padding(mask, cache, seen, length)
         if mask is None and padding is not None and self.state.config.full_attention_layers:
@@ -229,23 +229,3 @@ def _mode(given: Mode | str | None, state: AttachedState) -> Mode:
     """The mode that a call asks for; without one, that of the attached model."""
     mode = given or state.mode
     return mode if isinstance(mode, Mode) else mode_named(mode)
-
-
-def _wants_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
-    wanted = kwargs.get("use_cache")
-    wanted = decoder.config.use_cache if wanted is None else wanted
-    return bool(wanted) and not drops_cache(decoder)
-
-
-def _claim(name: str, cache: Any, context: ForwardContext) -> int:
-    """Tokens the cache has read; raises where it was made for other settings."""
-    check_cache_type(name, cache, is_bounded=True)
-    expected = (context.mode.name, context.window, context.num_sinks)
-    for layer in cache.memory_layers:
-        layer.mode = layer.mode or context.mode.name
-        got = (layer.mode, layer.window, layer.num_sinks)
-        if got != expected:
-            raise ValueError(
-                f"{name}: expected a cache of (mode, window, sinks) {expected}, got {got}"
-            )
-    return cache.memory_layers[0].seen
