@@ -17,6 +17,8 @@ from tiny_models import assert_close, new_model, one_shot, random_ids, shared_ba
 NAMES = [OLD_NAME, NEW_NAME] if IS_RENAMED else [OLD_NAME]
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
 
+# The old name is used here on purpose; `test_our_own_calls_use_the_current_name` turns this off.
+pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 over_names = pytest.mark.parametrize("name", NAMES)
 when_renamed = pytest.mark.skipif(not IS_RENAMED, reason="transformers knows one name")
 
