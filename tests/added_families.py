@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaModel, eager_attention_forward
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_halves
 
+from ahn.hf.cache_argument import cache_argument
 from ahn.hf.families import FAMILIES, Family
 from tiny_models import COMMON, base_model
 
@@ -70,17 +71,16 @@ class ToyAttention(nn.Module):
         self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
         self.query_norm, self.key_norm = (ToyRMSNorm(config.head_dim) for _ in range(2))
 
-    def forward(
-        self, hidden_states, position_embeddings, attention_mask, past_key_values=None, **kwargs
-    ):
+    def forward(self, hidden_states, position_embeddings, attention_mask, **kwargs):
         query, key, value = (
             linear(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for linear in (self.wq, self.wk, self.wv)
         )
         query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate_halves(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        _, cache = cache_argument(kwargs)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor
 
 import ahn
+from ahn.hf.cache_argument import CACHE
 
 SHIPPED = ["GatedDeltaNet", "DeltaNet", "Mamba2"]  # the cells of released and shipped memories
 CELLS = [*SHIPPED]
@@ -165,7 +166,7 @@ def read(model, ids: Tensor, chunks, cache=None, mask: Tensor | None = None) -> 
         if mask is not None:
             options["attention_mask"] = mask[:, :last]
             options["position_ids"] = positions_of(mask)[:, first:last]
-        output = model(ids[:, first:last], past_key_values=cache, use_cache=True, **options)
+        output = model(ids[:, first:last], **{CACHE: cache}, use_cache=True, **options)
         outputs.append(output.logits)
         first = last
     assert first == ids.shape[1], f"chunks cover {first} of {ids.shape[1]} tokens"

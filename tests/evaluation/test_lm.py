@@ -12,6 +12,7 @@ import standin
 from ahn.evaluation.lm import METHODS
 from ahn.evaluation.lm.sequences import like_length_batches, plan_sequences
 from ahn.evaluation.streaming import CHUNK, stream_losses
+from ahn.hf.cache_argument import CACHE
 
 
 @pytest.mark.parametrize("method", ["ahn", "window", "full"])
@@ -146,7 +147,7 @@ def test_what_is_held_does_not_grow_with_length(kind, monkeypatch):
     model, largest = standin.load("GatedDeltaNet")[0], []
 
     def note(_, arguments, keywords, output):
-        cache = keywords["past_key_values"]
+        cache = keywords[CACHE]
         largest.append((cache.nbytes, output[0].numel()))
 
     decoder = model.get_decoder()

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 import ahn
+from ahn.hf.cache_argument import CACHE
 from ahn.modeling import generating
 from tiny_models import (
     left_padded,
@@ -49,7 +50,7 @@ def test_every_greedy_option_gives_the_same_text(family, cell):
     greedy = {**GREEDY, "max_new_tokens": 20}
     expected = model.generate(ids, **greedy)
     for option in (
-        {"past_key_values": ahn.AHNCache(model.config)},
+        {CACHE: ahn.AHNCache(model.config)},
         {"prefill_chunk_size": 13},
         {"use_cache": False},
         {"cache_implementation": "dynamic"},
@@ -62,8 +63,8 @@ def test_every_greedy_option_gives_the_same_text(family, cell):
 def test_the_cache_comes_back_with_the_answer():
     model, ids = shared_model(), random_ids(80)
     out = model.generate(ids, return_dict_in_generate=True, output_logits=True, **GREEDY)
-    assert isinstance(out.past_key_values, ahn.AHNCache)
-    assert out.past_key_values.get_seq_length() == 80 + 29
+    assert isinstance(out[CACHE], ahn.AHNCache)
+    assert out[CACHE].get_seq_length() == 80 + 29
     assert len(out.logits) == 30
 
 
@@ -75,9 +76,9 @@ def test_a_chat_goes_on_with_the_cache_that_came_back(family, cell):
     text = torch.cat([first.sequences, random_ids(33, seed=5)], 1)
     options = {"attention_mask": torch.ones_like(text), **GREEDY}
     expected = model.generate(text, **options)
-    again = model.generate(text, past_key_values=first.past_key_values, **options)
+    again = model.generate(text, **{CACHE: first[CACHE]}, **options)
     assert torch.equal(again, expected)
-    assert first.past_key_values.get_seq_length() == text.shape[1] + 29
+    assert first[CACHE].get_seq_length() == text.shape[1] + 29
 
 
 @over_trios
@@ -129,7 +130,7 @@ def test_a_streamer_is_given_every_token():
         ({"cache_implementation": "offloaded"}, "cache_implementation: .* got 'offloaded'"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens: expected none"),
         ({"assistant_early_exit": 1}, "assistant_early_exit: expected none"),
-        ({"past_key_values": DynamicCache()}, "past_key_values: expected an AHNCache"),
+        ({CACHE: DynamicCache()}, f"{CACHE}: expected an AHNCache"),
     ],
 )
 @torch.no_grad()
@@ -158,7 +159,7 @@ def test_refusals_end_with_the_memory():
         out = model.generate(ids, prompt_lookup_num_tokens=3, **GREEDY)
         assert torch.equal(out, shared_base().generate(ids, **GREEDY))
         with pytest.raises(TypeError, match="got an AHNCache"):
-            model.generate(ids, past_key_values=ahn.AHNCache(model.config), **GREEDY)
+            model.generate(ids, **{CACHE: ahn.AHNCache(model.config)}, **GREEDY)
 
 
 @torch.no_grad()
@@ -167,7 +168,7 @@ def test_memory_off_generates_from_the_window_alone():
     with ahn.memory_off(model):
         assert torch.equal(model.generate(ids, **GREEDY), greedy_loop(model, ids))
         out = model.generate(ids, return_dict_in_generate=True, **GREEDY)
-        assert not out.past_key_values.memory_layers[0].states
+        assert not out[CACHE].memory_layers[0].states
 
 
 @torch.no_grad()
@@ -195,7 +196,7 @@ def test_a_long_prompt_is_read_in_chunks(family, cell, monkeypatch):
     model.generate(ids[:1], **GREEDY)
     assert max(lengths) == 13
     _, cache = ahn.generation.prefill(model, ids[:1, :30])
-    model.generate(ids[:1], past_key_values=cache, **GREEDY)
+    model.generate(ids[:1], **{CACHE: cache}, **GREEDY)
     note.remove()
     assert max(lengths) == 50
 

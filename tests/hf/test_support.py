@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 import ahn
+from ahn.hf.cache_argument import CACHE, IS_RENAMED
 from ahn.hf.support import UnsupportedModel
 from tiny_models import (
     COMMON,
@@ -95,6 +97,27 @@ def test_softcapping_is_refused_on_its_own():
 def test_what_is_no_transformers_model_is_refused():
     with pytest.raises(ValueError, match="attach: expected a transformers model, got Linear"):
         ahn.attach(torch.nn.Linear(2, 2), SETTINGS)
+
+
+class OldAttention(Qwen2Attention):
+    def forward(self, hidden_states, past_key_values=None, **kwargs):
+        return super().forward(hidden_states, **kwargs)
+
+
+class NewAttention(Qwen2Attention):
+    def forward(self, hidden_states, cache=None, **kwargs):
+        return super().forward(hidden_states, **kwargs)
+
+
+def test_a_module_of_a_transformers_with_the_other_name_of_the_cache_is_refused():
+    """Its decoder would give it a cache that it never looks at."""
+    other, same = (OldAttention, NewAttention) if IS_RENAMED else (NewAttention, OldAttention)
+    model = base_model()
+    model.model.layers[1].self_attn.__class__ = same
+    ahn.detach(ahn.attach(model, SETTINGS))
+    model.model.layers[1].self_attn.__class__ = other
+    with pytest.raises(UnsupportedModel, match=f"{other.__name__}.forward to call its .* {CACHE}$"):
+        ahn.attach(model, SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ahn
+from ahn.hf.cache_argument import CACHE
 from tiny_models import (
     WINDOW,
     assert_close,
@@ -69,8 +70,8 @@ def test_the_base_keeps_its_own_backend(family, cell, backend):
 def _base_in_chunks(base, ids, chunks):
     cache, outputs = None, []
     for part in ids.split(chunks, dim=1):
-        output = base(part, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = base(part, **{CACHE: cache}, use_cache=True)
+        cache = output[CACHE]
         outputs.append(output.logits)
     return torch.cat(outputs, 1)
 
@@ -177,7 +178,7 @@ def test_a_forward_overrides_window_sinks_and_mode():
     assert torch.equal(one_shot(model, ids, ahn_mode="window"), expected)
     assert not torch.equal(one_shot(model, ids), expected)
     with pytest.raises(ValueError, match="expected a cache of"):
-        model(ids, ahn_window=24, past_key_values=ahn.AHNCache(model.config))
+        model(ids, ahn_window=24, **{CACHE: ahn.AHNCache(model.config)})
 
 
 @torch.no_grad()

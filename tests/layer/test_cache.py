@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 import ahn
 from ahn.generation import prefill
+from ahn.hf.cache_argument import CACHE
 from tiny_models import (
     WINDOW,
     assert_close,
@@ -147,9 +148,9 @@ def test_a_refused_crop_changes_no_layer():
 def test_another_batch_size_is_refused():
     model = shared_model()
     cache = ahn.AHNCache(model.config)
-    model(random_ids(9, batch=2), past_key_values=cache)
+    model(random_ids(9, batch=2), **{CACHE: cache})
     with pytest.raises(ValueError, match="AHNCache: expected a batch of 2, got 3"):
-        model(random_ids(1, batch=3), past_key_values=cache)
+        model(random_ids(1, batch=3), **{CACHE: cache})
 
 
 @torch.no_grad()
@@ -158,34 +159,34 @@ def test_the_wrong_cache_for_a_model_is_refused():
     with pytest.raises(ValueError, match="AHNCache: expected the config of an attached model"):
         ahn.AHNCache(shared_base().config)
     with pytest.raises(TypeError, match="expected an AHNCache, got DynamicCache"):
-        model(ids, past_key_values=DynamicCache(config=shared_base().config))
+        model(ids, **{CACHE: DynamicCache(config=shared_base().config)})
     cache = ahn.AHNCache(model.config)
     with pytest.raises(TypeError, match="expected a model with a memory attached"):
-        shared_base()(ids, past_key_values=cache)
+        shared_base()(ids, **{CACHE: cache})
     with ahn.disabled(model), pytest.raises(TypeError, match="got an AHNCache"):
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
     other = shared_model(window=24)
     with pytest.raises(ValueError, match=r"expected a cache of .*24.*, got .*16"):
-        other(ids, past_key_values=ahn.AHNCache(model.config))
+        other(ids, **{CACHE: ahn.AHNCache(model.config)})
 
 
 @torch.no_grad()
 def test_a_cache_of_a_detached_model_is_refused():
     model = new_model()
     cache = ahn.AHNCache(model.config)
-    model(random_ids(9), past_key_values=cache)
+    model(random_ids(9), **{CACHE: cache})
     ahn.detach(model)
     with pytest.raises(TypeError, match="AHNCache: expected a model with a memory attached"):
-        model(random_ids(1), past_key_values=cache)
+        model(random_ids(1), **{CACHE: cache})
 
 
 @torch.no_grad()
 def test_a_cache_belongs_to_one_mode():
     model, ids = shared_model(), random_ids(9)
     cache = ahn.AHNCache(model.config)
-    model(ids, past_key_values=cache)
+    model(ids, **{CACHE: cache})
     with ahn.memory_off(model), pytest.raises(ValueError, match="expected a cache of"):
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
 
 
 @torch.no_grad()
@@ -193,7 +194,7 @@ def test_half_precision_keeps_a_float32_state():
     model = base_model(dtype=torch.bfloat16)
     ahn.attach(model, ahn.AHNConfig(window=8, num_sinks=2))
     cache = ahn.AHNCache(model.config)
-    model(random_ids(30), past_key_values=cache)
+    model(random_ids(30), **{CACHE: cache})
     layer = cache.memory_layers[0]
     assert layer.states["recurrent_state"].dtype == torch.float32
     assert {layer.keys.dtype, layer.values.dtype, layer.write_inputs["gates"].dtype} == {

@@ -7,6 +7,7 @@ import torch
 
 import ahn
 from ahn.generation import load_session, prefill, save_session
+from ahn.hf.cache_argument import CACHE
 from ahn.modeling import compressive
 from ahn.ops.pooled_attention import POOLINGS, RATIO
 from ahn.runtime.decode_step import graph_unsupported_reason
@@ -160,4 +161,4 @@ def test_what_cannot_be_done_is_refused():
         _, cache = prefill(model, random_ids(30))
         assert graph_unsupported_reason(model, cache)
         with pytest.raises(ValueError, match="ahn_position: expected the memory or the window"):
-            model(random_ids(1), past_key_values=cache, ahn_position=torch.tensor([30]))
+            model(random_ids(1), **{CACHE: cache}, ahn_position=torch.tensor([30]))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ahn
+from ahn.hf.cache_argument import CACHE
 from tiny_models import (
     assert_close,
     memory_parameters,
@@ -57,8 +58,8 @@ def test_a_forward_with_gradients_may_use_a_cache():
     """Later chunks differentiate through their own tokens; the past is cut off."""
     model, ids = new_model(dtype=torch.float64), random_ids(60)
     cache = ahn.AHNCache(model.config)
-    model(ids[:, :59], past_key_values=cache)
-    logits = model(ids[:, 59:], past_key_values=cache).logits
+    model(ids[:, :59], **{CACHE: cache})
+    logits = model(ids[:, 59:], **{CACHE: cache}).logits
     assert_close(logits[0, 0].detach(), one_shot(model, ids)[0, -1].detach(), 1e-12)
     logits.sum().backward()
     assert all(p.grad is not None for n, p in memory_parameters(model).items() if "o_proj" in n)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ahn
+from ahn.hf.cache_argument import CACHE
 from tiny_models import (
     assert_close,
     left_padded,
@@ -154,7 +155,7 @@ def test_masks_that_are_not_a_padding_mask_are_refused():
     with pytest.raises(ValueError, match=r"attention_mask: expected \[batch, length\]"):
         model(ids, attention_mask=torch.zeros(1, 1, 30, 30))
     cache = ahn.AHNCache(model.config)
-    model(ids, past_key_values=cache)
+    model(ids, **{CACHE: cache})
     late = torch.cat([torch.ones(1, 30), torch.zeros(1, 3)], 1)
     with pytest.raises(ValueError, match="padding after real tokens"):
-        model(random_ids(3), attention_mask=late, past_key_values=cache)
+        model(random_ids(3), attention_mask=late, **{CACHE: cache})

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import ahn
 from added_families import ADDED, added_base
 from ahn.generation import prefill, stream
+from ahn.hf.cache_argument import CACHE
 from ahn.runtime.decode_step import DecodeStep
 from ahn.runtime.fused_decoder import fused_unsupported_reason
 from tiny_models import (
@@ -151,7 +152,7 @@ def test_a_step_is_traced_whole_and_once_for_texts_of_any_length(cell):
 
     def step(token, cache, position):
         options = {"ahn_position": position, "use_cache": True}
-        return model(input_ids=token, past_key_values=cache, **options).logits[:, -1]
+        return model(input_ids=token, **{CACHE: cache}, **options).logits[:, -1]
 
     torch.compiler.reset()
     counter = CompileCounterWithBackend("eager")

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import ahn
+from ahn.hf.cache_argument import CACHE
 from ahn.runtime.fill_cache import fill_cache
 from tiny_models import base_model, left_padded, new_model, over_matrix, positions_of, random_ids
 
@@ -26,7 +27,7 @@ def cache_after(model, reader, ids, mask=None, cache=None):
         if mask is not None:
             options["attention_mask"] = mask[:, :last]
             options["position_ids"] = positions_of(mask)[:, first:last]
-        reader(model, input_ids=ids[:, first:last], past_key_values=cache, **options)
+        reader(model, input_ids=ids[:, first:last], **{CACHE: cache}, **options)
     return cache
 
 
@@ -124,7 +125,7 @@ def test_who_watches_a_module_sees_every_forward(name, before):
 def test_with_gradients_the_forward_runs_to_its_end(monkeypatch):
     model = new_model()
     calls = count_calls(monkeypatch, model.model.layers[-1].mlp)
-    fill_cache(model, input_ids=random_ids(30), past_key_values=ahn.AHNCache(model.config))
+    fill_cache(model, input_ids=random_ids(30), **{CACHE: ahn.AHNCache(model.config)})
     assert len(calls) == 1
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ahn.bench.machine import synchronize
 from ahn.bench.models import BenchModel, filled_cache
 from ahn.cost import decode_bytes
+from ahn.hf.cache_argument import CACHE
 from ahn.runtime.decode_step import DecodeStep
 
 ROUND = 8  # tokens between two readings of the clock
@@ -87,6 +88,6 @@ def _decode(step: Callable[[Tensor], Tensor], token: Tensor, count: int) -> Tens
 def _full_attention_step(bench: BenchModel, cache: Any) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def step(token: Tensor) -> Tensor:
-        return bench.model(token[:, None], past_key_values=cache).logits[:, -1]
+        return bench.model(token[:, None], **{CACHE: cache}).logits[:, -1]
 
     return step

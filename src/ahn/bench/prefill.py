@@ -18,6 +18,7 @@ from ahn.bench.profile import kernel_times
 from ahn.cost import prefill_flops
 from ahn.evaluation import cache_bytes
 from ahn.generation import prefill
+from ahn.hf.cache_argument import CACHE
 from ahn.layer.cache import AHNCache
 from ahn.runtime.prefill_chunk import default_prefill_chunk_size
 
@@ -138,7 +139,7 @@ def _prefill(bench: BenchModel, method: str, ids: Tensor, size: int | None) -> t
     start = time.perf_counter()
     if method == "full":
         with torch.no_grad(), sdpa_kernel(FULL_ATTENTION_KERNELS, set_priority=True):
-            bench.model(ids, past_key_values=cache, logits_to_keep=1)
+            bench.model(ids, **{CACHE: cache}, logits_to_keep=1)
     else:
         prefill(bench.model, ids, cache, prefill_chunk_size=size)
     synchronize(bench.device)

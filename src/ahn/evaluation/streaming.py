@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 
 from ahn.generation.prefilling import split
 from ahn.hf.attached_state import attached_state
+from ahn.hf.cache_argument import CACHE
 from ahn.layer.cache import AHNCache
 from ahn.modeling.attached import AHNModelMixin
 
@@ -68,7 +69,7 @@ def stream_losses(
             raise ValueError(f"ids: expected one row, got {chunk.shape[0]}")
         chunk = chunk.to(model.device)
         with torch.no_grad():
-            logits = model(input_ids=chunk, past_key_values=cache, use_cache=True).logits[0]
+            logits = model(input_ids=chunk, **{CACHE: cache}, use_cache=True).logits[0]
             losses = _nats(logits[:-1], chunk[0, 1:])
             if before is not None:
                 losses = torch.cat([_nats(before, chunk[0, :1]), losses])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ahn.hf.cache_argument import CACHE
 from ahn.hf.inputs import left_padding
 from ahn.layer.cache import AHNCache
 from ahn.runtime.fill_cache import fill_cache
@@ -48,10 +49,10 @@ def prefill(
         chunk = chunk.to(model.device)
         options = {} if padding is None else _padded_inputs(chunk, padding, cache, attention_mask)
         if is_last:
-            inputs = {"input_ids": chunk, "past_key_values": cache, **options}
+            inputs = {"input_ids": chunk, CACHE: cache, **options}
             logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         else:
-            fill_cache(model, input_ids=chunk, past_key_values=cache, **options)
+            fill_cache(model, input_ids=chunk, **{CACHE: cache}, **options)
     if logits is None:
         raise ValueError("prompt: expected at least one token, got none")
     return logits, cache

@@ -1,4 +1,4 @@
-"""The two forward pre-hooks that tell the attention function what it is not given natively."""
+"""The forward pre-hooks that tell the attention function what it is not given natively."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import AttachedState
+from ahn.hf.cache_argument import cache_argument, check_cache_type, claim_cache, wants_cache
 from ahn.hf.inputs import packed_documents, row_padding
 from ahn.layer.attention import NAME
 from ahn.layer.cache import AHNCache
@@ -48,7 +49,7 @@ class AttentionHook:
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         memory: AHNLayer | None = getattr(self.layer, "ahn", None)
         router: PositionRouter | None = getattr(self.layer, "ahn_router", None)
-        cache_layer = self._cache_layer(kwargs.get("past_key_values"), forward, memory, hidden)
+        cache_layer = self._cache_layer(kwargs, forward, memory, hidden)
         context = LayerContext(
             forward=forward,
             memory=None if memory is None else memory.fn,
@@ -72,9 +73,14 @@ class AttentionHook:
             )
 
     def _cache_layer(
-        self, cache: Any, forward: ForwardContext, memory: AHNLayer | None, hidden: Tensor
+        self,
+        kwargs: dict[str, Any],
+        forward: ForwardContext,
+        memory: AHNLayer | None,
+        hidden: Tensor,
     ) -> AHNCacheLayer | None:
         """The cache of a layer with a memory, ready for its update; None elsewhere."""
+        name, cache = cache_argument(kwargs)
         # A cache of full attention may have no layers yet: it makes them as they come.
         layers = () if cache is None else cache.layers
         layer = layers[self.index] if self.index < len(layers) else None
@@ -84,8 +90,22 @@ class AttentionHook:
                 layer.set_padding(forward.padding.to(hidden.device), forward.max_padding)
             return layer if memory is not None else None
         if forward.mode.is_bounded and memory is not None and layer is not None:
-            raise TypeError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
+            raise TypeError(f"{name}: expected an AHNCache, got {type(cache).__name__}")
         return None
+
+
+class ModelHook:
+    """Before the model: refuse a wrong cache by the name that it was given under.
+
+    transformers may rename the keyword, or drop one of two, before the decoder is called.
+    """
+
+    def __init__(self, state: AttachedState) -> None:
+        self.state = state
+
+    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name, cache = cache_argument(kwargs)
+        check_cache_type(name, cache, _mode(kwargs.get("ahn_mode"), self.state).is_bounded)
 
 
 class DecoderHook:
@@ -115,18 +135,17 @@ class DecoderHook:
         if context.mode.is_bounded:
             context = self._bounded(decoder, kwargs, context, batch, length)
         else:
-            _refuse_bounded_cache(kwargs.get("past_key_values"))
+            check_cache_type(*cache_argument(kwargs), is_bounded=False)
         return (), {**kwargs, CONTEXT: context}
 
     def _settings(self, kwargs: dict[str, Any]) -> ForwardContext:
         kwargs.pop(PROMPT, None)
         sizes = [kwargs.pop(name, None) for name in ("ahn_window", "ahn_sinks")]
-        mode = kwargs.pop("ahn_mode", None) or self.state.mode
         config = self.state.config
         if sizes != [None, None]:
             config = config.with_budget(*(x if x is None else index(x) for x in sizes))
         return ForwardContext(
-            mode=mode if isinstance(mode, Mode) else mode_named(mode),
+            mode=_mode(kwargs.pop("ahn_mode", None), self.state),
             window=config.window,
             num_sinks=config.num_sinks,
             kernels=self.state.kernels,
@@ -136,15 +155,15 @@ class DecoderHook:
         self, decoder: Any, kwargs: dict[str, Any], context: ForwardContext, batch: int, length: int
     ) -> ForwardContext:
         """The cache, padding and packed documents of a forward that is not full attention."""
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        segments = None
+        name, cache = cache_argument(kwargs)
+        mask, segments = kwargs.get("attention_mask"), None
         if cache is None and mask is None:
             segments = packed_documents(kwargs.get("position_ids"), batch)
         if segments is not None:
             kwargs["use_cache"] = False  # else the decoder makes a cache that grows
-        elif cache is None and _wants_cache(decoder, kwargs):
-            cache = kwargs["past_key_values"] = AHNCache(decoder.config)
-        seen = 0 if cache is None else _claim(cache, context)
+        elif cache is None and wants_cache(decoder, kwargs):
+            cache = kwargs[name] = AHNCache(decoder.config)
+        seen = 0 if cache is None else claim_cache(name, cache, context)
         self._warn_beyond(decoder, seen + length)
         padding, largest = row_padding(mask, cache, seen, length)
         if mask is None and padding is not None and self.state.config.full_attention_layers:
@@ -209,28 +228,7 @@ def _settle_inputs(kwargs: dict[str, Any], position: Tensor) -> None:
     kwargs["attention_mask"] = position.new_zeros(1, 1, 1, 1)  # passes untouched, nobody looks
 
 
-def _wants_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
-    wanted = kwargs.get("use_cache")
-    wanted = decoder.config.use_cache if wanted is None else wanted
-    recomputing = decoder.training and getattr(decoder, "gradient_checkpointing", False)
-    return bool(wanted) and not recomputing
-
-
-def _refuse_bounded_cache(cache: Any) -> None:
-    if isinstance(cache, AHNCache):
-        raise TypeError("past_key_values: expected a cache of full attention, got an AHNCache")
-
-
-def _claim(cache: Any, context: ForwardContext) -> int:
-    """Tokens the cache has read; raises where it was made for other settings."""
-    if not isinstance(cache, AHNCache):
-        raise TypeError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
-    expected = (context.mode.name, context.window, context.num_sinks)
-    for layer in cache.memory_layers:
-        layer.mode = layer.mode or context.mode.name
-        got = (layer.mode, layer.window, layer.num_sinks)
-        if got != expected:
-            raise ValueError(
-                f"past_key_values: expected a cache of (mode, window, sinks) {expected}, got {got}"
-            )
-    return cache.memory_layers[0].seen
+def _mode(given: Mode | str | None, state: AttachedState) -> Mode:
+    """The mode that a call asks for; without one, that of the attached model."""
+    mode = given or state.mode
+    return mode if isinstance(mode, Mode) else mode_named(mode)

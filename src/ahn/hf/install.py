@@ -8,7 +8,7 @@ import torch
 
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import ATTACHED, AttachedState, attached_state
-from ahn.hf.hooks import AHNLayer, AttentionHook, DecoderHook
+from ahn.hf.hooks import AHNLayer, AttentionHook, DecoderHook, ModelHook
 from ahn.hf.support import check_supported, decoder_layers, head_dim
 from ahn.memory import Memory, PositionRouter, build_memory
 from ahn.ops.backends import check_kernels
@@ -17,7 +17,7 @@ HANDLES = "ahn_hook_handles"
 
 
 def install(model: Any, config: AHNConfig, kernels: str = "auto") -> None:
-    """Add a cell to every layer that gets one, and the two kinds of hooks."""
+    """Add a cell to every layer that gets one, and the three kinds of hooks."""
     check_supported(model, config)
     decoder = model.get_decoder()
     handles = []
@@ -28,7 +28,8 @@ def install(model: Any, config: AHNConfig, kernels: str = "auto") -> None:
         before = AttentionHook(layer, index, is_last=index == len(layers) - 1)
         handles.append(layer.self_attn.register_forward_pre_hook(before, with_kwargs=True))
     state = AttachedState(config, kernels)
-    handles.append(decoder.register_forward_pre_hook(DecoderHook(state), with_kwargs=True))
+    for module, hook in ((decoder, DecoderHook(state)), (model, ModelHook(state))):
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     setattr(decoder, ATTACHED, state)
     setattr(decoder, HANDLES, handles)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -89,7 +90,7 @@ def _forward(module: Any) -> Forward | None:
         return _norm_forward(family)
     if family.is_its("MLP", module) and has_silu(module.config):
         return _mlp_forward(family)
-    forward = type(module).forward
+    forward = inspect.unwrap(type(module).forward)  # transformers wraps it to rename keywords
     if family.is_its("Attention", module) and family.rope in forward.__code__.co_names:
         return _with_globals(forward, {family.rope: _rope})
     return None

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ahn.config import AHNConfig
+from ahn.hf.cache_argument import CACHE, takes_other_name
 
 # Attention modules with these attributes compute more than transformers' attention interface is
 # told: what they do with its result, or with the mask.
@@ -62,6 +63,8 @@ def _structure_reason(model: PreTrainedModel) -> str | None:
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return "a decoder with a list of layers"
+    if takes_other_name(decoder):
+        return f"{type(decoder).__name__}.forward to call its cache {CACHE}"
     if not getattr(model, "_supports_attention_backend", False):
         return "attention that goes through transformers' AttentionInterface"
     for layer in layers:
@@ -76,6 +79,8 @@ def _structure_reason(model: PreTrainedModel) -> str | None:
         for module in (layer, attention):
             if not _takes_keywords(module):
                 return f"{type(module).__name__}.forward to pass keyword arguments on"
+            if takes_other_name(module):
+                return f"{type(module).__name__}.forward to call its cache {CACHE}"
     return None
 
 

@@ -16,7 +16,9 @@ from ahn.layer.cache_layer import AHNCacheLayer
 
 
 class AHNCache(Cache):
-    """What an attached model holds of a text: pass it as `past_key_values`.
+    """What an attached model holds of a text: pass it as `cache`.
+
+    Before transformers 5.24 that keyword is `past_key_values`.
 
     Each layer chooses: one with a memory has an `AHNCacheLayer`, the others have the layer that
     the base's own cache would give them.

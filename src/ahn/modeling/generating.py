@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ahn.hf.attached_state import attached_state
+from ahn.hf.cache_argument import CACHE, cache_argument
 from ahn.hf.hooks import PROMPT
 from ahn.layer.cache import AHNCache
 from ahn.runtime.generate_step import GenerateStep
@@ -22,9 +23,12 @@ class GeneratesWithMemory:
     config: Any
 
     def generate(self, *args: Any, assistant_model: Any = None, **kwargs: Any) -> Any:
-        """As the family's; assisted decoding is refused while the memory is on."""
+        """As the family's; the memory refuses assisted decoding and any other cache."""
         if assistant_model is not None and _is_bounded(self):
             raise ValueError(f"assistant_model: {IRREVERSIBLE}")
+        name, cache = cache_argument(kwargs)
+        if _is_bounded(self) and cache is not None and not isinstance(cache, AHNCache):
+            raise ValueError(f"{name}: expected an AHNCache, got {type(cache).__name__}")
         return super().generate(  # type: ignore[misc]
             *args, assistant_model=assistant_model, **kwargs
         )
@@ -39,11 +43,10 @@ class GeneratesWithMemory:
         **kwargs: Any,
     ) -> Any:
         if _is_bounded(self):
-            cache = model_kwargs.get("past_key_values")
-            _refuse_options(generation_config, cache)
-            if cache is None and generation_config.use_cache is not False:
+            _refuse_options(generation_config)
+            if model_kwargs.get(CACHE) is None and generation_config.use_cache is not False:
                 generation_config.cache_implementation = None
-                model_kwargs["past_key_values"] = AHNCache(self.config)
+                model_kwargs[CACHE] = AHNCache(self.config)
             _read_in_chunks(self, generation_config, model_kwargs, batch_size)
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
@@ -53,7 +56,7 @@ class GeneratesWithMemory:
         self, model_kwargs: dict[str, Any], generation_config: Any
     ) -> bool:
         """Whether `generate` decodes by `get_compiled_call`."""
-        if isinstance(model_kwargs.get("past_key_values"), AHNCache):
+        if isinstance(model_kwargs.get(CACHE), AHNCache):
             return not generation_config.disable_compile
         return super()._valid_auto_compile_criteria(  # type: ignore[misc]
             model_kwargs, generation_config
@@ -82,7 +85,7 @@ def _read_in_chunks(model: Any, generation_config: Any, inputs: dict[str, Any], 
     A prompt that continues a cache is read in one forward: before transformers 5.19 `generate`
     would read it in chunks from the beginning.
     """
-    cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
+    cache, mask = inputs.get(CACHE), inputs.get("attention_mask")
     is_new = cache is not None and not cache.get_seq_length()
     # Later versions of transformers 5 drop a mask of ones, and note its length.
     length = getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
@@ -95,10 +98,8 @@ def _read_in_chunks(model: Any, generation_config: Any, inputs: dict[str, Any], 
         generation_config.prefill_chunk_size = chunk_size
 
 
-def _refuse_options(generation_config: Any, cache: Any) -> None:
+def _refuse_options(generation_config: Any) -> None:
     """Raise ValueError for what `generate` offers and a bounded memory cannot do."""
-    if cache is not None and not isinstance(cache, AHNCache):
-        raise ValueError(f"past_key_values: expected an AHNCache, got {type(cache).__name__}")
     kind = generation_config.cache_implementation
     if kind not in (None, "dynamic"):
         raise ValueError(f"cache_implementation: expected none (an AHNCache is made), got {kind!r}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ahn.hf.attached_state import attached_state
+from ahn.hf.cache_argument import CACHE
 from ahn.layer.cache import AHNCache
 from ahn.runtime.fused_decoder import FusedDecoder, fused_unsupported_reason
 
@@ -77,7 +78,7 @@ class DecodeStep:
         output = self.model(
             input_ids=token[:, None],
             position_ids=self._position().to(token.device)[:, None],
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
             use_cache=True,
         )
         return output.logits[:, -1]
@@ -91,7 +92,7 @@ class DecodeStep:
         """Logits of one step by the model, on tensors at fixed addresses."""
         output = self.model(
             input_ids=self.token,
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
             use_cache=True,
             ahn_position=self.position,
             ahn_mode=self.mode,  # torch.compile cannot ask a context variable

@@ -7,11 +7,12 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ahn.hf.cache_argument import CACHE
 from ahn.hf.hooks import PROMPT
 from ahn.runtime.decode_step import DecodeStep
 from ahn.runtime.fill_cache import fill_cache
 
-CACHE_INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values")
+CACHE_INPUTS = ("input_ids", "attention_mask", "position_ids", CACHE)
 
 
 class GenerateStep:
@@ -25,12 +26,12 @@ class GenerateStep:
         self.step: DecodeStep | None = None
 
     def __call__(self, **inputs: Any) -> Any:
-        cache, prompt_length = inputs["past_key_values"], inputs.pop(PROMPT, 0)
+        cache, prompt_length = inputs[CACHE], inputs.pop(PROMPT, 0)
         if _is_early_chunk(inputs, prompt_length):
             fill_cache(
                 self.model, **{name: inputs[name] for name in CACHE_INPUTS if name in inputs}
             )
-            return CausalLMOutputWithPast(past_key_values=cache)
+            return CausalLMOutputWithPast(**{CACHE: cache})
         if not _is_decoding(inputs):
             return self.model(**inputs)
         if self.step is None:
@@ -38,19 +39,19 @@ class GenerateStep:
         if not self.step.use_graph:
             return self.model(**inputs)
         logits = self.step(inputs["input_ids"][:, 0])
-        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits[:, None], **{CACHE: cache})
 
 
 def _is_decoding(inputs: dict[str, Any]) -> bool:
     """Whether a forward reads one new token a row after a prompt, for its logits alone."""
-    ids, cache = inputs.get("input_ids"), inputs["past_key_values"]
+    ids, cache = inputs.get("input_ids"), inputs[CACHE]
     is_one = ids is not None and ids.shape[1] == 1
     return is_one and cache.get_seq_length() > 0 and not _wants_more(inputs)
 
 
 def _is_early_chunk(inputs: dict[str, Any], prompt_length: int) -> bool:
     """Whether a forward reads a chunk of the prompt that is not its last."""
-    ids, cache = inputs.get("input_ids"), inputs["past_key_values"]
+    ids, cache = inputs.get("input_ids"), inputs[CACHE]
     is_early = ids is not None and cache.get_seq_length() + ids.shape[1] < prompt_length
     return is_early and not _wants_more(inputs)
 

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from ahn.evaluation.lm.sequences import ScoredSequence
 from ahn.evaluation.streaming import CHUNK, cache_bytes, new_cache
+from ahn.hf.cache_argument import CACHE
 from ahn.runtime.fill_cache import fill_cache
 
 
@@ -51,7 +52,7 @@ def score_batch(
     cache = new_cache(model)
     logits_chunk_size = max(1, CHUNK // len(batch))
     for first, last, is_scored in _chunks(batch, prefill_chunk_size, logits_chunk_size):
-        options = {**_inputs(ids, mask, first, last), "past_key_values": cache}
+        options = {**_inputs(ids, mask, first, last), CACHE: cache}
         if not is_scored:
             fill_cache(model, **options)
             continue
@@ -111,9 +112,9 @@ def _continue(
     for first, last, is_scored in _chunks([sequence], prefill_chunk_size, CHUNK, begin, end):
         chunk = ids[:, first - begin : last - begin]
         if not is_scored:
-            fill_cache(model, input_ids=chunk, past_key_values=cache)
+            fill_cache(model, input_ids=chunk, **{CACHE: cache})
             continue
-        logits = model(input_ids=chunk, past_key_values=cache, use_cache=True).logits
+        logits = model(input_ids=chunk, **{CACHE: cache}, use_cache=True).logits
         _add_scores(logits, [sequence], len(sequence), first, dtype, scores)
         del logits
 
