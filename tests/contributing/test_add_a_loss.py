@@ -9,7 +9,7 @@ import torch
 
 import ahn
 from ahn.cli.train import parse
-from ahn.training.losses import loss_by_name
+from ahn.training.losses import loss_by_name, registry
 from packages import install
 from tiny_models import assert_close, memory_parameters, new_model, one_shot, random_ids
 
@@ -33,6 +33,7 @@ def total_variation(tmp_path_factory):
     install(folder, "divergences", SOURCE, "ahn.losses", "total_variation")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        patch.setattr(registry, "_LOSSES", dict(registry._LOSSES))  # other tests do not know it
         found = loss_by_name("total_variation").function
         assert found.__module__ == "divergences"
         yield found
