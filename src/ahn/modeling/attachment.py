@@ -77,14 +77,21 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Within the context the model is its base, with full attention and a growing cache."""
+    """Within the context the model is its base, with full attention and a growing cache.
+
+    It holds in this thread or task. A thread that is started within begins with the memory: enter
+    the context there, as for `generate` with a streamer.
+    """
     with attached_state(model).in_mode(FULL):
         yield model
 
 
 @contextmanager
 def memory_off(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Within the context the model has sinks and window alone, nothing is written or read."""
+    """Within the context the model has sinks and window alone, nothing is written or read.
+
+    It holds in this thread or task, as `disabled` does.
+    """
     with attached_state(model).in_mode(WINDOW):
         yield model
 
