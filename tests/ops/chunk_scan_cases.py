@@ -16,7 +16,7 @@ from ahn.ops.layout import l2_normalize, repeat_heads
 from ahn.ops.ssd import chunk_ssd
 from ahn.ops.ssd import triton as state_space
 from tiny_models import assert_close
-from watched_memory import mend_bfloat16, mend_indexing, unwritten_is_nan, watch
+from triton_interpreter import mend_bfloat16, mend_indexing, unwritten_is_nan, watch
 
 HEADS, GROUPS = 4, 2
 RULES = ["delta_rule", "gated_delta_rule", "ssd"]

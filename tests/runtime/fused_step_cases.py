@@ -31,7 +31,7 @@ from tiny_models import (
     random_ids,
     wake,
 )
-from watched_memory import mend_indexing, unwritten_is_nan, watch
+from triton_interpreter import mend_indexing, unwritten_is_nan, watch
 
 BUFFERS = ("keys", "values", "write_inputs.gates", "states.recurrent_state")
 NEW = 5  # tokens

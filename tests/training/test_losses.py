@@ -23,7 +23,7 @@ from ahn.training.losses import (
 )
 from ahn.training.losses import head as head_module
 from ahn.training.losses.head import logit_losses
-from largest import LargestTensor
+from largest_tensor import LargestTensor
 from tiny_models import base_model, random_ids
 
 TOKENS, HIDDEN, VOCABULARY = 300, 32, 211

@@ -10,7 +10,7 @@ from ahn.training import Distiller, distillation_loss, two_streams, weighted_los
 from ahn.training.batch import Batch, TokenCounts, loss_tokens
 from ahn.training.distillation import distillation
 from ahn.training.losses import IGNORE, Loss, layer_distance, normalized_layer_distance
-from largest import LargestTensor
+from largest_tensor import LargestTensor
 from tiny_models import (
     assert_close,
     memory_parameters,
