@@ -114,7 +114,7 @@ class Cell(Memory):
             output_gate: `[B, C, H]`, where it is known.
         """
         normed = self.gated_norm(read, hidden[:, -read.shape[1] :])
-        return self.o_proj(normed.to(product_dtype(self.o_proj.weight)))
+        return self.o_proj(normed.to(product_dtype(read, self.o_proj.weight)))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -101,7 +101,7 @@ class LinearCell(Cell):
             return gated_norm_linear(read, gate, spec, kernels=self.kernels)
         # The gate is cut, not its input: the gradient of the input would be padded to full length.
         gate = self.output_gate(hidden) if output_gate is None else output_gate
-        dtype = product_dtype(spec.o_proj)
+        dtype = product_dtype(read, spec.o_proj)
         normed = gated_norm(read, gate[:, -count:], spec, dtype, kernels=self.kernels)
         return self.o_proj(normed)
 

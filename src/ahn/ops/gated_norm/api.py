@@ -67,7 +67,7 @@ def gated_norm_linear(
         from ahn.ops.gated_norm import triton
 
         return triton.gated_norm_linear(read, output_gate, cell)
-    dtype = reference.product_dtype(cell.o_proj)
+    dtype = reference.product_dtype(read, cell.o_proj)
     normed = gated_norm(read, output_gate, cell, dtype, kernels=backend)
     return reference.headwise_linear(normed, cell.o_proj)
 

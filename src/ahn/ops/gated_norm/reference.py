@@ -42,9 +42,12 @@ def headwise_linear(x: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("bthi,hio->btho", x, weight)
 
 
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that a product with `weight` takes: autocast's where it is on."""
-    device = weight.device.type
+def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype of a product of `x` and `weight`: autocast's where it is on.
+
+    The device is that of `x`, since an offloaded weight is on none.
+    """
+    device = x.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return weight.dtype
