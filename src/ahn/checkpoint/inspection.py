@@ -1,4 +1,4 @@
-"""What a folder holds, from its JSON files and the headers of its safetensors files alone."""
+"""Describes a folder by its JSON files and the headers of its safetensors files alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ahn.io.keys import is_memory
 
 
 def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, Any]:
-    """What a folder is: a base, a memory of either layout, or both merged.
+    """Describe a folder: a base, a memory of either layout, or both merged.
 
     Args:
         verify: also check every file that has a checksum.
@@ -56,7 +56,7 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
 
 
 def _kind(folder: Path) -> tuple[str, AHNConfig | None, Mapping[str, Any]]:
-    """What the folder is, with the settings of its memory and what is known of its base."""
+    """The folder's kind, the settings of its memory, and the recorded facts of its base."""
     config = folder / BASE_CONFIG
     values = read_json(config) if config.is_file() else {}
     if isinstance(values.get("ahn_config"), dict):
@@ -70,7 +70,7 @@ def _kind(folder: Path) -> tuple[str, AHNConfig | None, Mapping[str, Any]]:
 
 
 def _base_facts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a base's config.json says of its size."""
+    """The sizes that a base's config.json gives."""
     names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
     return {name: values[name] for name in names if name in values}
 

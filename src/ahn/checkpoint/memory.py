@@ -158,7 +158,7 @@ def base_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def base_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """What our layout records of the base; of a local folder only the last part of its name."""
+    """The base's facts that our layout records; a local folder's path is cut to its last part."""
     name = config._name_or_path or None
     local = name is not None and Path(name).exists()
     return {

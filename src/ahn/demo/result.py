@@ -24,7 +24,7 @@ SMOOTHING = 0.06  # half width of the running mean, as a share of the longest do
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way of looking back gave on all documents."""
+    """The figures of one method over all documents."""
 
     losses: list[Tensor]  # of each document, [T - 1], on the CPU
     cache_sizes: list[tuple[int, int]]  # of the longest document: tokens so far, bytes of the cache
