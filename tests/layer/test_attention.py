@@ -62,7 +62,8 @@ def test_the_base_keeps_its_own_backend(family, cell, backend):
     model.set_attn_implementation(backend)
     ids = random_ids(BUDGET)
     assert torch.equal(model(ids).logits, base(ids).logits)
-    assert len(model(ids, output_attentions=True).attentions) == (2 if backend == "eager" else 0)
+    weights = model(ids, output_attentions=True).attentions or ()
+    assert len(weights) == (2 if backend == "eager" else 0)
     long = random_ids(LENGTH)
     assert_close(model(long).logits, one_shot(shared_model(family, cell), long), 1e-6)
 
@@ -95,6 +96,7 @@ def test_chunks_and_tokens_equal_one_shot(family, cell):
     _check_chunks(shared_model(family, cell, dtype=torch.float64), singles)
 
 
+@pytest.mark.slow
 @over_trios
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @torch.no_grad()
@@ -104,6 +106,7 @@ def test_chunks_equal_one_shot_in_every_setting(family, cell, settings):
     _check_chunks(model, [budget, *[1] * 20, LENGTH - budget - 20])
 
 
+@pytest.mark.slow
 @over_cells
 @torch.no_grad()
 def test_token_by_token_in_both_precisions(cell):

@@ -202,6 +202,39 @@ def test_half_precision_keeps_a_float32_state():
     }
 
 
+@pytest.mark.slow
+@over_cells
+@pytest.mark.parametrize("chunk", [1, 7, 40])
+@torch.no_grad()
+def test_rows_come_with_tokens(cell, chunk):
+    """A window that no machine could hold is as good as one that holds the whole text."""
+    ids, more = random_ids(50, batch=2), random_ids(9, batch=2, seed=4).split(1, 1)
+    outputs = []
+    for window in (2**48, 2000):
+        model = shared_model("Qwen3", cell, window=window)
+        logits, cache = prefill(model, ids, prefill_chunk_size=chunk)
+        outputs.append(torch.stack([logits, *(prefill(model, x, cache)[0] for x in more)]))
+        assert 59 <= cache.layers[0].keys.shape[2] <= 2 * 59
+        answer = model.generate(ids, max_new_tokens=5)
+        assert answer.shape == (2, 55)
+    assert torch.equal(*outputs)
+
+
+@torch.no_grad()
+def test_all_rows_can_be_made_first():
+    """As what holds their addresses needs them; what was read stays."""
+    model, ids = shared_model(), random_ids(9)
+    _, cache = prefill(model, ids)
+    grown, missing = cache.fork(), cache.reserve_bytes
+    assert missing > 0
+    grown.reserve()
+    assert (grown.nbytes - cache.nbytes, grown.reserve_bytes) == (missing, 0)
+    addresses = [layer.keys.data_ptr() for layer in grown.layers]
+    logits = [prefill(model, random_ids(60, seed=2), each)[0] for each in (cache, grown)]
+    assert torch.equal(*logits)
+    assert [layer.keys.data_ptr() for layer in grown.layers] == addresses
+
+
 @over_cells
 @torch.no_grad()
 def test_texts_read_apart_are_read_on_as_a_batch(cell):
@@ -239,6 +272,3 @@ def test_what_cannot_be_joined_is_refused():
     other = prefill(shared_model(window=8), random_ids(5))[1]
     with pytest.raises(ValueError, match="join: expected caches of one model and mode"):
         ahn.AHNCache.join([read_once, other])
-    exact = prefill(shared_model(full_attention_layers=(0,)), random_ids(5))[1]
-    with pytest.raises(ValueError, match="join: expected a memory in every layer"):
-        ahn.AHNCache.join([exact, exact])

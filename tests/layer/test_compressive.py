@@ -76,6 +76,7 @@ def test_the_two_differ_and_the_cells_do_not_matter():
     assert (found[0] - found[1])[:, BUDGET + RATIO :].abs().amax() > 1e-2
 
 
+@pytest.mark.slow
 @over_poolings
 @pytest.mark.parametrize(
     "settings",
@@ -101,6 +102,7 @@ def test_chunks_and_tokens_equal_one_shot(pooling, settings):
         assert_close(read(model, ids, pieces(LENGTH, 9)), one_shot(model, ids), 1e-5)
 
 
+@pytest.mark.slow
 @over_poolings
 @pytest.mark.parametrize(
     ("window", "sinks", "lengths"),

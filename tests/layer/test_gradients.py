@@ -71,6 +71,7 @@ def test_a_forward_with_gradients_may_use_a_cache():
     )
 
 
+@pytest.mark.slow
 @over_cells
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @torch.no_grad()

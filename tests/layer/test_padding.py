@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -42,6 +44,7 @@ def chunkings(length: int) -> list[list[int]]:
     ]
 
 
+@pytest.mark.slow
 @over_matrix
 @torch.no_grad()
 def test_rows_of_very_different_length(family, cell):
@@ -49,6 +52,7 @@ def test_rows_of_very_different_length(family, cell):
     _check(model, (70, 41, 18, 2), [[70], pieces(70, 7), [50, *[1] * 20]])
 
 
+@pytest.mark.slow
 @over_trios
 @pytest.mark.parametrize("case", CASES, ids=str)
 @torch.no_grad()
@@ -83,6 +87,7 @@ def _check_rows(logits, alone):
         assert_close(logits[row, -len(expected) :], expected, 1e-12, f"row {row}")
 
 
+@pytest.mark.slow
 @over_trios
 @pytest.mark.parametrize("lengths", [(60, 41, 3), (18, 15, 2), (60, 60)])
 @torch.no_grad()
@@ -128,19 +133,30 @@ def test_within_the_budget_a_padded_batch_is_that_of_the_base():
 
 
 @torch.no_grad()
-def test_padding_on_the_right_passes_without_a_cache_and_is_refused_with_one():
+def test_rows_padded_on_the_right_equal_themselves_alone_and_end_their_cache(tmp_path):
+    """Also with a cache, which a forward makes unless told otherwise."""
     model = shared_model(dtype=torch.float64)
     rows, _, mask = left_padded((60, 41))
     ids = torch.cat([rows[0], torch.nn.functional.pad(rows[1], (0, 19))])
     mask = mask.flip(1)
-    logits = one_shot(model, ids, attention_mask=mask)
+    outputs = [model(ids, attention_mask=mask, use_cache=cached) for cached in (False, True)]
     for row, alone in enumerate(rows):
-        length = alone.shape[1]
-        assert_close(logits[row, :length], one_shot(model, alone)[0], 1e-12)
-    with pytest.raises(ValueError, match="attention_mask: expected left padding"):
-        model(ids, attention_mask=mask, use_cache=True)
-    with pytest.raises(ValueError, match="attention_mask: expected left padding"):
-        ahn.generation.prefill(model, ids, attention_mask=mask)
+        length, expected = alone.shape[1], one_shot(model, alone)[0]
+        for output in outputs:
+            assert_close(output.logits[row, :length], expected, 1e-12)
+    cache = outputs[1][CACHE]
+    ended = "expected rows that can be read on, got some that end in padding"
+    with pytest.raises(ValueError, match=f"^{CACHE}: {ended}"):
+        model(ids[:, :1], **{CACHE: cache})
+    with pytest.raises(ValueError, match=f"^join: {ended}"):
+        ahn.AHNCache.join([cache])
+    with pytest.raises(ValueError, match=f"^cache: {ended}"):
+        ahn.generation.save_session(cache, tmp_path / "session")
+    for continued in (partial(ahn.generation.prefill, model), model.generate):
+        with pytest.raises(ValueError, match="attention_mask: expected left padding"):
+            continued(ids, attention_mask=mask)
+    cache.reset()
+    assert_close(model(rows[1], **{CACHE: cache}).logits, one_shot(model, rows[1]), 1e-12)
 
 
 @torch.no_grad()

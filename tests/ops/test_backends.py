@@ -13,6 +13,7 @@ import ahn
 from ahn import ops
 from ahn.ops import backends
 from ahn.ops.backends import Backend, check_kernels, choose, register, unsupported_reason
+from ahn.ops.window_attention import Reach, SlotRows, chosen_backend
 from backend_rows import replace_reason
 from op_calls import flat, op_calls
 from tiny_models import base_model, random_ids, read, wake
@@ -101,11 +102,12 @@ def on_gpu(*shape, dtype=HALF, requires_grad=False):
 
 
 HEADS = on_gpu(1, 9, 4, 64)
+FAR = SlotRows(HEADS, HEADS, None, 1, 0, reach=Reach(torch.zeros(1)))
 REFUSALS = [  # op, backend, inputs, options, reason
     ("delta_rule", "triton", (on_gpu(1, 9, 4, 64, dtype=SINGLE), HEADS), {"gated": False},
      "bfloat16, got float32 and bfloat16"),
     ("delta_rule", "triton", (HEADS, on_gpu(1, 9, 4, 512)), {"gated": False},
-     "a head size of at most 128, got 512"),
+     "a head size of at most 256, got 512"),
     ("ssd", "triton", (HEADS, on_gpu(1, 9, 4, 64, dtype=torch.float16)), {"gated": False},
      "bfloat16, got bfloat16 and float16"),
     ("ssd", "fla", (HEADS, on_gpu(1, 9, 4, 64, dtype=SINGLE)), {"gated": False},
@@ -114,17 +116,30 @@ REFUSALS = [  # op, backend, inputs, options, reason
      "a head size of at most 256, got 512"),
     ("window_attention", "cudnn", (HEADS, HEADS), {"dropout": 0.1}, "no dropout, got 0.1"),
     ("window_attention", "cudnn", (HEADS, on_gpu(1, 2, 9, 60)), {},
-     "head sizes up to 128 in steps of 8, got 64 and 60"),
+     "head sizes up to 256 in steps of 8, got 64 and 60"),
     ("window_attention", "cudnn", (on_gpu(1, 9, 4, 64, dtype=SINGLE), HEADS), {},
      "float16 or bfloat16, got float32"),
     ("window_attention", "cudnn", (HEADS, HEADS), {"start": torch.zeros(1)},
      "one start for all rows, got one for each row"),
+    ("window_attention", "flash", (HEADS, HEADS), {"dropout": 0.1}, "no dropout, got 0.1"),
+    ("window_attention", "flash", (HEADS, HEADS), {"exact_rows": FAR},
+     "slots at any distance, got slot_distance"),
     ("window_attention", "cudnn", (HEADS, HEADS), {"exact_rows": object()},
-     "no exact rows, got some"),
+     "slots as exact rows, got object"),
+    ("window_attention", "cudnn", (HEADS, HEADS), {"exact_rows": FAR},
+     "slots at any distance, got slot_distance"),
+    ("fused_decoding", "triton", (HEADS, HEADS), {"slot_distance": 9},
+     "slots at any distance, got slot_distance"),
+    ("fused_decoding", "triton", (on_gpu(1, 4, 1, 50),) * 2, {"slot_bits": 4},
+     "codes of slots whose scale is that of an even number of them, got 25"),
+    ("window_attention", "cudnn", (HEADS, HEADS), {"sink_logits": object()},
+     "no sink logits, got some"),
     ("fused_decoding", "triton", (HEADS, on_gpu(1, 4, 1, 32)), {},
      "keys and values of one size up to 256, got 64 and 32"),
     ("fused_decoding", "triton", (on_gpu(1, 4, 1, 64, dtype=DOUBLE), HEADS), {},
      "float16, bfloat16 or float32, got float64"),
+    ("fused_decoding", "triton", (HEADS, HEADS), {"sink_logits": object()},
+     "no sink logits, got some"),
     ("gated_norm", "triton", (on_gpu(1, 9, 100, 128),), {},
      "at most 8192 padded numbers a token, got 16384"),
     ("gated_norm_linear", "triton", (on_gpu(1, 9, 100, 128), on_gpu(100, 128, 128, dtype=SINGLE)),
@@ -133,6 +148,9 @@ REFUSALS = [  # op, backend, inputs, options, reason
      "float16, bfloat16 or float32, got float64"),
     ("gated_mlp", "triton", (on_gpu(9, 50), [on_gpu(50, 9, dtype=SINGLE)]), {},
      "bfloat16, got float32"),
+    ("slot_choice", "triton", (on_gpu(1, 2, 70000, dtype=SINGLE),), {},
+     "at most 65536 slots a head, got 70000"),
+    ("slot_choice", "triton", (on_gpu(1, 2, 70, dtype=DOUBLE),), {}, "float32, got float64"),
     ("gemv", "triton", (on_gpu(9, 50, dtype=DOUBLE),), {},
      "float16, bfloat16 or float32, got float64"),
 ]  # fmt: skip
@@ -160,7 +178,30 @@ def test_what_takes_no_gradient_is_named(gpu):
     reason = unsupported_reason("window_attention", "cudnn", HEADS, HEADS)
     assert reason.startswith("no gradient, or a sequence from position 0 on")
     sequence = {"start": 0, "is_sequence": True}
+    assert unsupported_reason("window_attention", "flash", HEADS, HEADS) == "no gradient"
+    large, gated = on_gpu(1, 9, 4, 256), {"gated": False}
+    reason = "heads of at most 128 where gradients are taken, got 256"
+    assert unsupported_reason("window_attention", "cudnn", large, HEADS, **sequence) == reason
+    reason = "a head size of at most 128, got 256"
+    assert unsupported_reason("delta_rule", "triton", large, HEADS, **gated) == reason
     assert choose("window_attention", "auto", HEADS, HEADS, **sequence) == "cudnn"
+
+
+@torch.no_grad()
+def test_who_attends_where_cudnn_cannot(gpu, monkeypatch):
+    def chosen(query, **options):
+        return choose("window_attention", "auto", query, query, **options)
+
+    large = on_gpu(1, 9, 4, 256)
+    assert chosen(large) == "cudnn"
+    sizes = {512: "flash", 4095: "flash", 4096: "cudnn"}
+    assert {w: chosen_backend("auto", w, HEADS, HEADS) for w in sizes} == sizes
+    assert chosen_backend("torch", 512, HEADS, HEADS) == "torch"
+    assert chosen_backend("auto", 512, HEADS, HEADS, dropout=0.1) == "torch"
+    assert chosen(HEADS, start=torch.zeros(1)) == "flash"
+    assert chosen(on_gpu(1, 9, 4, 64, dtype=SINGLE)) == "flash"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert (chosen(HEADS), chosen(large)) == ("cudnn", "flash")
 
 
 def test_what_every_kernel_needs_is_asked_once(gpu, monkeypatch):

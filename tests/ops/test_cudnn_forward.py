@@ -36,7 +36,7 @@ def attend(query, key, value, is_causal, scale):
     return cudnn_forward.PartialAttention(scores.softmax(-1) @ value, scores.logsumexp(-1))
 
 
-def merge_lse(out, base, full, anticausal):
+def merge_lse(out, base, full, anticausal, with_lse=False):
     outs, lses = [base.out], [base.lse]
     if full is not None:
         outs.append(full.out)
@@ -47,6 +47,8 @@ def merge_lse(out, base, full, anticausal):
         lses.append(F.pad(anticausal.lse.flip(2), (0, missing), value=-torch.inf))
     weights = torch.stack(lses).softmax(0)[..., None]
     out.copy_((torch.stack(outs) * weights).sum(0))
+    if with_lse:
+        base.lse.copy_(torch.stack(lses).logsumexp(0))
 
 
 @pytest.mark.parametrize("sinks", [0, 1, 5])

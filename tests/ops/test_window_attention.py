@@ -15,7 +15,7 @@ def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def dense(query, key, value, sink_key, sink_value, *, window, start, scale=None):
+def dense(query, key, value, sink_key, sink_value, *, window, start, scale=None, sink_logits=None):
     """Every query against every position of the whole text: softmax over those it may see."""
     outputs = []
     for row in range(query.shape[0]):
@@ -29,7 +29,11 @@ def dense(query, key, value, sink_key, sink_value, *, window, start, scale=None)
         keys = torch.cat([sink_key, key], 2)[row].repeat_interleave(HEADS // GROUPS, 0)
         values = torch.cat([sink_value, value], 2)[row].repeat_interleave(HEADS // GROUPS, 0)
         scores = query[row] @ keys.mT * (KEY**-0.5 if scale is None else scale)
-        outputs.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ values)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if sink_logits is not None:
+            logits = sink_logits[:, None, None].expand(-1, len(reader), 1)
+            scores = torch.cat([scores, logits], -1)
+        outputs.append(scores.softmax(-1)[..., : len(positions)] @ values)
     return torch.stack(outputs)
 
 
@@ -72,6 +76,39 @@ def test_window_attention_is_dense_attention(case, scale):
         torch.autograd.grad(expected.sin().sum(), used),
     ):
         assert_close(mine, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("scale", [None, 0.7])
+@pytest.mark.parametrize("case", CASES[5:9], ids=str)
+def test_a_sink_logit_is_one_more_term_of_the_sum(case, scale):
+    queries, keys, sinks, window, start = case
+    logits = 3 * draw(HEADS, seed=9)
+    arguments = [x.requires_grad_() for x in (*inputs(queries, keys, sinks), logits)]
+    options = {"window": window, "start": start, "scale": scale}
+    got, expected = (
+        attend(*arguments[:5], sink_logits=arguments[5], **options)
+        for attend in (window_attention, dense)
+    )
+    assert_close(got, expected, 1e-12)
+    assert (got - dense(*arguments[:5], **options)).abs().max() > 1e-2
+    for mine, theirs in zip(
+        torch.autograd.grad(got.sin().sum(), arguments),
+        torch.autograd.grad(expected.sin().sum(), arguments),
+    ):
+        assert_close(mine, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("scale", [None, 0.7])
+@torch.no_grad()
+def test_a_sink_logit_is_one_more_term_for_one_query(scale):
+    query, key, value, *_ = inputs(1, 20, 0)
+    logits, filled = 3 * draw(HEADS, seed=9), torch.tensor([20, 7])
+    got = decode_attention(query, key, value, filled=filled, sink_logits=logits, scale=scale)
+    for row, number in enumerate(filled.tolist()):
+        tokens = [x[row : row + 1, :, :number] for x in (query, key, value)]
+        nothing = [x[:, :, :0] for x in tokens[1:]]
+        options = {"window": 20, "start": 0, "scale": scale, "sink_logits": logits}
+        assert_close(got[row : row + 1], dense(*tokens, *nothing, **options), 1e-12)
 
 
 @pytest.mark.parametrize("window", [1, 10, 70])

@@ -23,10 +23,14 @@ def ahn_attention(
     attention_mask: Any,
     dropout: float = 0.0,
     scaling: float | None = None,
+    is_causal: bool | None = None,
+    *,
     ahn: LayerContext | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of an attached model, as transformers calls it.
+
+    Its arguments have the order of transformers' own functions, which callers may rely on.
 
     Args:
         query: `[B, H, C, K]`.
@@ -37,8 +41,12 @@ def ahn_attention(
     """
     if ahn is None:
         raise RuntimeError(f"{type(module).__name__}: expected attach's hook to run before it")
+    if is_causal is not None:
+        kwargs["is_causal"] = is_causal
     base = BaseAttention(module, attention_mask, scaling, dropout, kwargs)
-    mode = ahn.forward.mode if ahn.memory is not None else ahn.forward.mode.without_memory()
+    if ahn.keeps_own:
+        return base(query, key, value)
+    mode = ahn.forward.mode if ahn.is_bounded else ahn.forward.mode.without_memory()
     if ahn.forward.segments is not None and mode.splits_documents(base):
         return _documents(mode, base, query, key, value, ahn), None
     return mode(base, query, key, value, ahn)

@@ -20,6 +20,7 @@ from ahn.layer.ring import (
     store_by_row,
     store_in_order,
     token_positions,
+    with_rows,
 )
 
 Views = tuple[Tensor, ...]
@@ -28,27 +29,33 @@ Views = tuple[Tensor, ...]
 class AHNCacheLayer(BatchedTensors, CacheLayerMixin):
     """What one layer holds of a text; its bytes are fixed once a token has left the window.
 
-    A token at position p (real tokens of its row counted from 0) lives in row p of `keys` and
-    `values` `[B, G, S + W, *]` if it is a sink, else in row S + (p - S) % W. So up to the budget
-    the rows are in order, and the row a new token takes is that of the token it evicts.
+    Before, it grows. A token at position p (real tokens of its row counted from 0) lives in row p
+    of `keys` and `values` `[B, G, S + W, *]` if it is a sink, else in row S + (p - S) % W. So up to
+    the budget the rows are in order, and a new token takes the row of the token it evicts.
 
     Attributes:
         write_inputs: by name `[B, h, S + W, n]`, what the memory needs to write a token once it
             leaves the window; it has the same rows.
         states: by name `[B, ...]`, what the memory holds, see `Memory.state_specs`.
         padding: `[B]`, left-padding tokens of each row; None is none.
+        rope_offset: `[B]`, of the first layer alone: what its next token's rotary position is
+            above its position, see `ahn.hf.rope_offset`; None is nothing.
         seen: tokens read by every row, padding included.
         mode: name of the mode that has filled it.
+
+    Args:
+        index: of the layer, whose window may be its own.
     """
 
-    is_sliding = True  # so that masks are sized by the full-attention layers, where there are any
+    is_sliding = False  # masks of layers that slide by themselves are not sized by this one
     is_compileable = False
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, config: AHNConfig) -> None:
+    def __init__(self, config: AHNConfig, index: int = 0) -> None:
         super().__init__()
-        self.window, self.num_sinks = config.window, config.num_sinks
+        self.window, self.num_sinks = config.window_of(index), config.num_sinks
+        self.budget = self.num_sinks + self.window
         self.reset()
 
     def reset(self) -> None:
@@ -58,19 +65,16 @@ class AHNCacheLayer(BatchedTensors, CacheLayerMixin):
         self.write_inputs: dict[str, Tensor] = {}
         self.states: dict[str, Tensor] = {}
         self.padding: Tensor | None = None
+        self.rope_offset: Tensor | None = None
         self.seen = 0
         self.max_padding = 0
         self.mode: str | None = None
         self.is_initialized = self.expects_update = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate `[B, G, S + W, *]` for keys and values like these."""
+        """Hold keys and values like these from now on; `reserve` makes their rows."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        batch, groups, _, _ = key_states.shape
-        rows = self.num_sinks + self.window
-        self.keys, self.values = (
-            x.new_zeros(batch, groups, rows, x.shape[-1]) for x in (key_states, value_states)
-        )
+        self.keys, self.values = (torch.zeros_like(x[:, :, :0]) for x in (key_states, value_states))
         self.is_initialized = True
 
     def update(
@@ -89,15 +93,38 @@ class AHNCacheLayer(BatchedTensors, CacheLayerMixin):
             raise ValueError(
                 f"AHNCache: expected a batch of {self.keys.shape[0]}, got {key_states.shape[0]}"
             )
+        if self.keys.shape[2] < self.budget:  # first: torch.compile would guard what is counted
+            self.reserve(self.seen + key_states.shape[2])
         return key_states, value_states
+
+    def leave_inference_mode(self) -> None:
+        """Copy tensors made under `torch.inference_mode`, into which nobody may write outside."""
+        if not torch.is_inference_mode_enabled():
+            self.map_tensors(lambda x: x.clone() if x.is_inference() else x)
 
     def set_padding(self, padding: Tensor | None, max_padding: int) -> None:
         """Number of left-padding tokens of each row, `[B]`, before the first token is read."""
         self.padding, self.max_padding = padding, max_padding
 
+    def settle_padding(self, drop: bool) -> None:
+        """Count the padding of a layer that has one row anew.
+
+        Args:
+            drop: forget it, as if the row had been read alone.
+        """
+        padding = 0 if self.padding is None else int(self.padding[0])
+        if drop:
+            self.seen, padding = self.seen - padding, 0
+        self.set_padding(self.padding if padding else None, padding)
+
     def positions(self, first: int, length: int) -> Tensor:
         """Positions `[B or 1, length]` of the tokens from index `first` on."""
         return token_positions(first, length, self.padding, self.keys.device)
+
+    def rope_positions(self, length: int) -> Tensor:
+        """Rotary positions `[B or 1, length]` of the next tokens, where these are text."""
+        positions = self.positions(self.seen, length).clamp(min=0)
+        return positions if self.rope_offset is None else positions + self.rope_offset[:, None]
 
     def first_tokens(self, length: int) -> tuple[Tensor, Tensor]:
         """Views of the first `length` rows: all tokens in order while none has been evicted."""
@@ -163,9 +190,9 @@ class AHNCacheLayer(BatchedTensors, CacheLayerMixin):
         for name, tensor in (write_inputs or {}).items():
             tensor = tensor.transpose(1, 2)
             if name not in self.write_inputs:
-                shape = (*tensor.shape[:2], self.keys.shape[2], tensor.shape[3])
-                self.write_inputs[name] = tensor.new_zeros(shape)
-            pairs.append((self.write_inputs[name], tensor))
+                self.write_inputs[name] = with_rows(tensor[:, :, :0], self.keys.shape[2])
+            buffer = self.write_inputs[name]
+            pairs.append((buffer, tensor.to(buffer.dtype)))  # begun under autocast, or without
         return pairs
 
     @torch.no_grad()
@@ -210,8 +237,8 @@ class AHNCacheLayer(BatchedTensors, CacheLayerMixin):
     def check_crop(self, tokens_to_remove: int) -> None:
         """Raise ValueError where `crop` would."""
         shortest = 0 if self.padding is None else int(self.padding.min())
-        if tokens_to_remove and self.seen - shortest > self.num_sinks + self.window:
+        if tokens_to_remove and self.seen - shortest > self.budget:
             raise ValueError(
-                f"crop: expected at most {self.num_sinks + self.window} tokens, got {self.seen}: "
+                f"crop: expected at most {self.budget} tokens, got {self.seen}: "
                 "tokens compressed into the memory cannot be taken back"
             )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ahn.layer.cache_layer import AHNCacheLayer
+from ahn.layer.distance import Distance
 from ahn.layer.ring import ring_index, token_positions
-from ahn.memory import Memory, PositionRouter
+from ahn.memory import Memory, PositionRouter, Slots
 
 if TYPE_CHECKING:
     from ahn.layer.modes import Mode
@@ -31,6 +32,7 @@ class DecodePlacement:
         limit: rows to look at, at least `filled`.
         is_exact: whether `filled` is known to be `limit` in every row.
         in_order: whether these rows are known to be all tokens, in order.
+        is_counted: whether each layer's cache counts the token; else the caller does, once.
     """
 
     position: Tensor
@@ -40,6 +42,7 @@ class DecodePlacement:
     limit: int
     is_exact: bool = False
     in_order: bool = False
+    is_counted: bool = False
 
     @classmethod
     def at(
@@ -71,7 +74,10 @@ class ForwardContext:
         mode: how the layers with a memory look back.
         padding: `[B]`, left-padding tokens of each row; max_padding: the most of any row.
         segments: packed documents of each row, as (first, end) indices; None where none are packed.
-        decode: of one new token a row; None for a chunk.
+        is_real: `[B, C]` bool, which new tokens are no padding; None where no recurrence need know.
+        decodes: of one new token a row, by the window of a layer; None for a chunk.
+        layer_windows: of each layer, where they differ; `window` is then their average.
+        distance: how far back slots are read as they are; None is any distance.
         kernels: the choice that governs all ops, see `ahn.ops.backends`.
     """
 
@@ -81,13 +87,32 @@ class ForwardContext:
     padding: Tensor | None = None
     max_padding: int = 0
     segments: tuple[tuple[tuple[int, int], ...], ...] | None = None
-    decode: DecodePlacement | None = None
+    is_real: Tensor | None = None
+    decodes: Mapping[int, DecodePlacement] | None = None
+    layer_windows: tuple[int, ...] | None = None
+    distance: Distance | None = None
     kernels: str = "auto"
 
     @property
+    def windows(self) -> set[int]:
+        """The windows of all layers with a memory."""
+        return {self.window} if self.layer_windows is None else {*filter(None, self.layer_windows)}
+
+    @property
     def budget(self) -> int:
-        """Tokens that a query sees exactly."""
-        return self.window + self.num_sinks
+        """Tokens that a query sees exactly in every layer."""
+        return min(self.windows) + self.num_sinks
+
+    @property
+    def decode(self) -> DecodePlacement | None:
+        """Of one new token a row in a layer of this window; None for a chunk."""
+        return None if self.decodes is None else self.decodes[self.window]
+
+    def of_layer(self, index: int) -> ForwardContext:
+        """What it means for the layer of that index: its own window."""
+        if self.layer_windows is None:
+            return self
+        return replace(self, window=self.layer_windows[index], layer_windows=None)
 
 
 @dataclass(frozen=True)
@@ -97,10 +122,13 @@ class LayerContext:
     It is no module and has no `.to`: accelerate moves what looks like one to other devices.
 
     Attributes:
-        memory: None in a layer that looks back as the base does.
+        memory: its cell, where it has one.
+        keeps_own: whether it looks back in another way than at the whole text, in every mode.
         hidden: `[B, C, D]`, the layer's input after its first norm.
         position_embeddings: cosine and sine of the new tokens.
         is_last: whether no layer follows.
+        slots: its exact slots, where it has some.
+        is_bounded: whether it has a memory; else it looks back as the base does.
     """
 
     forward: ForwardContext
@@ -110,6 +138,9 @@ class LayerContext:
     position_embeddings: tuple[Tensor, Tensor] | None
     cache: AHNCacheLayer | None
     is_last: bool = False
+    slots: Slots | None = None
+    is_bounded: bool = False
+    keeps_own: bool = False
 
     @property
     def seen(self) -> int:

@@ -26,10 +26,9 @@ from ahn.layer.write_read import (
     write_and_read,
 )
 from ahn.memory import Evicted
-from ahn.ops.backends import choose
 from ahn.ops.pooled_attention import POOLINGS, pooled_window_attention
 from ahn.ops.side_stream import side_stream
-from ahn.ops.window_attention import window_attention
+from ahn.ops.window_attention import chosen_backend, window_attention
 
 POOL = "pool"  # name of the state that a pooled layer holds in its memory's place
 
@@ -126,7 +125,7 @@ class WindowAttention(Mode):
         out = self.attend(base, query, chunk, written, context)
         wait()
         commit(key, value, written, context)
-        return merge(out.transpose(1, 2), written.read)
+        return merge(out.transpose(1, 2), written.read).contiguous()  # some bases view it flat
 
     def gather(
         self, query: Tensor, key: Tensor, value: Tensor, context: LayerContext
@@ -153,7 +152,7 @@ class WindowAttention(Mode):
         return window_attention(
             query, chunk.keys, chunk.values, chunk.sink_key, chunk.sink_value,
             window=context.forward.window, start=self.start(chunk, context), scale=base.scaling,
-            dropout=base.dropout, exact_rows=written.exact_rows,
+            dropout=base.dropout, exact_rows=written.exact_rows, sink_logits=base.sink_logits,
             kernels=context.forward.kernels, **options,
         )  # fmt: skip
 
@@ -214,6 +213,7 @@ class PooledAttention(WindowAttention):
             query, keys, values, chunk.sink_key, chunk.sink_value,
             pool=context.states.get(POOL), pooling=self.pooling, window=context.forward.window,
             start=self.start(chunk, context), scale=base.scaling, dropout=base.dropout,
+            sink_logits=base.sink_logits,
         )  # fmt: skip
         if context.cache is not None:
             context.cache.set_states({POOL: pool})
@@ -244,7 +244,7 @@ def _prefers_blocks(
 
     Only for SDPA, which leaves the choice of a kernel to whoever runs it.
     """
-    later = context.seen > 0 and context.cache is not None
-    kernels, dropout = context.forward.kernels, base.dropout
-    plain = later and base.is_sdpa
-    return plain and choose("window_attention", kernels, query, value, dropout=dropout) == "cudnn"
+    if not (context.seen > 0 and context.cache is not None and base.is_causal_sdpa):
+        return False
+    kernels, window = context.forward.kernels, context.forward.window
+    return chosen_backend(kernels, window, query, value, dropout=base.dropout) != "torch"

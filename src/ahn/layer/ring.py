@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ahn.ops.wide_copy import widest_views
@@ -43,6 +44,12 @@ def ring_slices(first: int, length: int, window: int, num_sinks: int) -> list[sl
         slices.append(slice(row, row + size))
         first += size
     return slices
+
+
+def with_rows(buffer: Tensor, rows: int) -> Tensor:
+    """`[B, *, R, *]` with zeros behind its rows, so that there are so many of them."""
+    missing = rows - buffer.shape[2]
+    return F.pad(buffer, (0, 0, 0, missing)) if missing else buffer
 
 
 def gather_rows(buffer: Tensor, index: Tensor) -> Tensor:

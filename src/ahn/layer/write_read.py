@@ -12,10 +12,11 @@ from torch import Tensor
 from ahn.layer.autograd import AddToLast, TokenSlice
 from ahn.layer.cache_layer import Views
 from ahn.layer.context import LayerContext
+from ahn.layer.distance import at_distance
 from ahn.layer.ring import gather_rows
 from ahn.memory import Evicted, States
 from ahn.ops.wide_copy import concat_tokens
-from ahn.ops.window_attention import ExactRows, num_tokens, token_slice
+from ahn.ops.window_attention import ExactRows, SlotRows, num_tokens, token_slice
 
 
 class ChunkTokens(NamedTuple):
@@ -40,7 +41,7 @@ class Written(NamedTuple):
 
     Attributes:
         read: `[B, E, H, V]`, of the last E queries; None adds nothing.
-        states: of the memory, by name; None leaves the cache's.
+        states: of cell and slots, by name; None leaves the cache's.
         write_inputs: of the new tokens `[B, C, h, n]`, by name; None has none.
         exact_rows: pairs that join the softmax.
     """
@@ -48,7 +49,7 @@ class Written(NamedTuple):
     read: Tensor | None
     states: States | None = None
     write_inputs: Mapping[str, Tensor] | None = None
-    exact_rows: ExactRows | None = None
+    exact_rows: ExactRows | SlotRows | None = None
 
 
 NOTHING = Written(None)
@@ -109,17 +110,57 @@ def _first(views: Sequence[Tensor], number: int, in_place: bool) -> Tensor:
 
 
 def write_and_read(module: Any, query: Tensor, evicted: Evicted, context: LayerContext) -> Written:
-    """Write what leaves into the layer's memory, and let the last queries read it."""
-    assert context.memory is not None, "layers without a memory do not write"
+    """Write what leaves into the layer's cell and slots, and let the last queries read both.
+
+    A cell is written all that leaves; the slots keep copies of some.
+    """
+    written = Written(None, {}, {})
+    if context.memory is not None:
+        written = _write_cell(module, query, evicted, context)
+    if context.slots is None:
+        return written
+    written = _with_slots(written, evicted, context)
+    distance, forward = context.forward.distance, context.forward
+    if distance is None or written.exact_rows is None:
+        return written
+    furthest = context.seen + query.shape[2] + forward.budget  # a prefix is not counted as seen
+    if forward.decode is None and furthest <= distance.most:
+        return written
+    sizes = (forward.window, forward.num_sinks)
+    rows = at_distance(written.exact_rows, distance, module, query, evicted, *sizes)
+    return written._replace(exact_rows=rows)
+
+
+def _write_cell(module: Any, query: Tensor, evicted: Evicted, context: LayerContext) -> Written:
+    memory, states = context.memory, context.states
+    assert memory is not None
+    if context.slots is not None:
+        specs = context.slots.state_specs()
+        states = {name: x for name, x in states.items() if name not in specs}
     number = evicted.key.shape[2]
     own_query = memory_query(module, query, number, context)
-    read, states, write_inputs, rows = context.memory(
-        context.hidden, own_query, evicted, context.states
-    )
+    read, states, write_inputs, rows = memory(context.hidden, own_query, evicted, states)
     if context.router is not None and number and read is not None:
         written_before = evicted.position - context.forward.num_sinks + 1
         read = context.router(read, written_before, context.forward.window)
     return Written(read, states, write_inputs, rows)
+
+
+def _with_slots(written: Written, evicted: Evicted, context: LayerContext) -> Written:
+    """What the cell gave, and what the slots give beside it.
+
+    Raises ValueError where the cell has exact rows of its own.
+    """
+    slots, one_token = context.slots, context.forward.decode is not None
+    assert slots is not None
+    if written.exact_rows is not None:
+        name = type(context.memory).__name__
+        raise ValueError(f"slots: expected a memory without exact rows of its own, got {name}")
+    kernels = context.forward.kernels
+    output = slots(context.hidden, evicted, context.states, in_place=one_token, kernels=kernels)
+    states = {**(written.states or {}), **output.states}
+    write_inputs = {**(written.write_inputs or {}), **output.write_inputs}
+    return Written(written.read, states, write_inputs, output.exact_rows)
 
 
 def memory_query(module: Any, query: Tensor, number: int, context: LayerContext) -> Tensor:
@@ -166,8 +207,11 @@ def merge(out: Tensor, read: Tensor | None) -> Tensor:
 
 
 def _sinks(key: Tensor, value: Tensor, context: LayerContext) -> tuple[Tensor, Tensor]:
-    """The first S tokens of each row, `[B, G, S, *]`, from the cache and the new tokens."""
-    number, cache = context.forward.num_sinks, context.cache
+    """The first S tokens of each row, `[B, G, S, *]`, from the cache and the new tokens.
+
+    All tokens, where there are fewer than S.
+    """
+    number, cache = min(context.forward.num_sinks, context.seen + key.shape[2]), context.cache
     if cache is not None and context.seen - context.forward.max_padding >= number:
         return cache.first_tokens(number)
     column = -context.positions(context.seen, 1) + torch.arange(number, device=key.device)

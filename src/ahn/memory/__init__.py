@@ -8,6 +8,7 @@ from ahn.memory.linear_cell import LinearCell
 from ahn.memory.mamba2 import Mamba2
 from ahn.memory.registry import build_memory, memory_by_name, register, registered_memories
 from ahn.memory.router import PositionRouter
+from ahn.memory.slots import Slots
 
 __all__ = [
     "GATES",
@@ -21,6 +22,7 @@ __all__ = [
     "Memory",
     "MemoryOutput",
     "PositionRouter",
+    "Slots",
     "StateSpec",
     "States",
     "build_memory",

@@ -48,6 +48,13 @@ class Cell(Memory):
         """One float32 matrix per query head; zeros read as zero."""
         return {STATE: StateSpec((num_heads, head_dim, head_dim))}
 
+    @classmethod
+    def write_input_specs(
+        cls, num_heads: int, num_key_value_heads: int, head_dim: int
+    ) -> dict[str, StateSpec]:
+        """The raw gates, in the cell's dtype."""
+        return {GATES: StateSpec((num_heads, cls.num_gates), dtype=None)}
+
     @abstractmethod
     def write_gates(self, hidden: Tensor) -> Tensor:
         """Raw gates `[B, T, H, num_gates]` of tokens, in the cell's dtype, from `[B, T, D]`.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ahn.ops.backends import check_kernels
-from ahn.ops.window_attention import ExactRows
+from ahn.ops.window_attention import ExactRows, SlotRows
 
 States = Mapping[str, Tensor]
 
@@ -62,7 +62,7 @@ class MemoryOutput(NamedTuple):
     read: Tensor | None
     states: States
     write_inputs: Mapping[str, Tensor]
-    exact_rows: ExactRows | None = None
+    exact_rows: ExactRows | SlotRows | None = None
 
 
 class Memory(nn.Module, ABC):
@@ -103,6 +103,16 @@ class Memory(nn.Module, ABC):
         cls, num_heads: int, num_key_value_heads: int, head_dim: int
     ) -> dict[str, StateSpec]:
         """The tensors it holds of each sequence, by name; their sizes are fixed."""
+
+    @classmethod
+    def write_input_specs(
+        cls, num_heads: int, num_key_value_heads: int, head_dim: int
+    ) -> dict[str, StateSpec]:
+        """What its `write_inputs` hold of one token, `(h, n)` by name; a session holds no others.
+
+        dtype None is any of floats. By default a token carries nothing.
+        """
+        return {}
 
     @abstractmethod
     def forward(

@@ -41,6 +41,7 @@ def pooled_window_attention(
     start: int | Tensor,
     scale: float | None = None,
     dropout: float = 0.0,
+    sink_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`window_attention` over the pool as well; evicted tokens are added to the pool.
 
@@ -56,13 +57,16 @@ def pooled_window_attention(
             token, n from 0, belongs to group n // RATIO, whose entry is in slot group % P.
         pooling: one of `POOLINGS`.
         start, scale, dropout: see `window_attention`.
+        sink_logits: None: this baseline does not know them.
 
     Returns:
         `[B, H, C, V]`, and the pool in the dtype of key.
 
     Raises:
-        ValueError: `pooling` is none of `POOLINGS`.
+        ValueError: `pooling` is none of `POOLINGS`, or there are sink logits.
     """
+    if sink_logits is not None:
+        raise ValueError("pooled_window_attention: expected no sink logits, got some")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling: expected one of {', '.join(POOLINGS)}, got {pooling!r}")
     if pool is None:

@@ -16,7 +16,7 @@ from ahn.ops.backends import (
 from ahn.ops.layout import repeat_heads
 
 RECURRENT_LENGTH = 4  # up to here a loop over tokens is faster than preparing a chunk of 64
-LARGEST_HEAD = 128  # of our chunk kernels
+LARGEST_HEAD, LARGEST_TRAINED_HEAD = 256, 128  # of our chunk kernels
 LARGEST_FLA_HEAD = 256
 
 
@@ -46,10 +46,11 @@ def fla_arguments(
 
 
 def _triton_unsupported_reason(query: Tensor, value: Tensor, gated: bool) -> str | None:
+    largest = LARGEST_TRAINED_HEAD if torch.is_grad_enabled() else LARGEST_HEAD
     return (
         device_unsupported_reason(query, capability=(8, 0))
         or dtype_unsupported_reason((torch.bfloat16,), query, value)
-        or _head_unsupported_reason(LARGEST_HEAD, query, value)
+        or _head_unsupported_reason(largest, query, value)
     )
 
 

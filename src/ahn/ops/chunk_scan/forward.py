@@ -17,6 +17,6 @@ def chunk_outputs(chunked: ChunkedInputs, segments: Segments) -> tuple[Tensor, T
     ht = segments.h0.new_empty(batch, heads, dim, width)
     output_kernel[(heads * chunked.value_blocks, segments.h0.shape[2], batch)](
         *chunked.arguments, segments.h0, out, ht, *chunked.counts, *segments.counts,
-        **chunked.constants, num_warps=4, num_stages=2,
+        **chunked.constants, num_warps=chunked.num_warps, num_stages=2,
     )  # fmt: skip
     return out, ht

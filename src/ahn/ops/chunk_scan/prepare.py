@@ -81,6 +81,11 @@ class ChunkedInputs:
         """Number of programs that share the state of one head."""
         return -(-self.value.shape[-1] // BLOCK_V)
 
+    @property
+    def num_warps(self) -> int:
+        """Of a program that holds `BLOCK_V` columns of a state."""
+        return 4 if self.state_shape[2] <= 128 else 8
+
     @cached_property
     def arguments(self) -> list[Any]:
         """The first arguments of every kernel; a tensor that is not read stands in for None."""

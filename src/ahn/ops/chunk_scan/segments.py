@@ -15,6 +15,7 @@ from torch import Tensor
 from ahn.ops.chunk_scan.prepare import BLOCK_V, ChunkedInputs
 
 MAX_SEGMENTS = 32
+LARGEST_PASSED = 128  # a transition of larger heads does not fit into a multiprocessor: no pass
 PROGRAMS_PER_SM = 2  # that run at the same time
 # Time of the pass over one segment, and of one chunk in the output phase, where updating the state
 # over one chunk takes 1.
@@ -57,7 +58,7 @@ def segment_states(chunked: ChunkedInputs, initial_state: Tensor | None) -> Segm
         grid = (heads * _state_programs(chunked), num_segments - 1, batch)
         segment_state_kernel[grid](
             *chunked.arguments, h0, transitions, *chunked.counts, *segments.counts,
-            **chunked.constants, num_warps=4, num_stages=3,
+            **chunked.constants, num_warps=chunked.num_warps, num_stages=3 if dim <= 128 else 2,
         )  # fmt: skip
         pass_states(chunked, h0, transitions, reverse=False)
     return segments
@@ -91,16 +92,20 @@ def _segment_counts(chunked: ChunkedInputs) -> tuple[int, int]:
     device, num_sms = chunked.query.device, 1
     if device.type == "cuda":
         num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    most = MAX_SEGMENTS if chunked.state_shape[2] <= LARGEST_PASSED else 2
+    most = min(most, chunked.num_chunks)
     heads = chunked.state_shape[0] * chunked.state_shape[1]
     programs = (chunked.value_blocks, _state_programs(chunked))
-    return _fastest_counts(chunked.num_chunks, heads, *programs, num_sms)
+    return _fastest_counts(
+        min(most, chunked.num_chunks), chunked.num_chunks, heads, *programs, num_sms
+    )
 
 
 @lru_cache(maxsize=1024)
 def _fastest_counts(
-    num_chunks: int, heads: int, output_programs: int, state_programs: int, num_sms: int
+    most: int, num_chunks: int, heads: int, output_programs: int, state_programs: int, num_sms: int
 ) -> tuple[int, int]:
-    """The counts with the least time by a model of how many rounds the programs take.
+    """Those of at most `most` segments with the least time, counting rounds of programs.
 
     For one head and segment the output phase takes `output_programs`, the state's
     `state_programs`; the GPU has `num_sms` multiprocessors.
@@ -113,6 +118,6 @@ def _fastest_counts(
         chunk = OUTPUT_COST * rounds(count * output_programs) + rounds((count - 1) * state_programs)
         return -(-num_chunks // count) * chunk + PASS_COST * (count > 1) * count
 
-    best = min(range(1, min(MAX_SEGMENTS, num_chunks) + 1), key=time)
+    best = min(range(1, most + 1), key=time)
     length = -(-num_chunks // best)
     return -(-num_chunks // length), length

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ahn.ops.decoding.types import NewToken, Ring
 from ahn.ops.gated_norm import EPS, CellSpec
+from ahn.ops.slots import group_size
 
 LARGEST_SPLIT = 2048  # tokens; smaller splits would make the merge's table of them large
 BLOCK = 64  # tokens of the ring that a program loads at a time
@@ -38,7 +39,11 @@ def _update_and_attend(
     query = token.query
     batch, heads, _, dim = query.shape
     groups = ring.keys.shape[1]
-    num_splits, split_size = _split_counts(batch * groups, ring.limit, query.device)
+    ring_splits, split_size = _split_counts(batch * groups, ring.limit, query.device)
+    slots, slot_settings = _slot_arguments(ring, dim)
+    num_splits = ring_splits
+    if ring.slots is not None:
+        num_splits += -(-ring.slots.rows.most // split_size)
     shape = (batch, heads, num_splits)
     split_max, split_sum = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
     split_acc = query.new_empty(*shape, dim, dtype=torch.float32)
@@ -54,12 +59,14 @@ def _update_and_attend(
     settings, norms = _transform_arguments(token, ring)
     attention_programs = num_splits * batch * groups
     update_and_attend[(state_programs + attention_programs,)](
-        query, memory_query, ring.keys, ring.values, readout if ring.gates is None else ring.gates,
+        query, memory_query, ring.keys, ring.values, slots,
+        readout if ring.gates is None else ring.gates,
         readout if ring.state is None else ring.state, ring.ring_index, ring.filled,
         ring.write_mask, A_log, bias, *norms[:3], readout, split_max, split_sum, split_acc,
         *query.stride()[:2], *memory_query.stride()[:2], _row_stride(ring),
-        settings.pop("angle_stride"), num_splits=num_splits, split_size=split_size,
-        state_programs=state_programs, scale=scale, query_scale=query_scale, COLUMNS=columns,
+        settings.pop("angle_stride"), num_splits=num_splits, ring_splits=ring_splits,
+        split_size=split_size, state_programs=state_programs, scale=scale,
+        query_scale=query_scale, COLUMNS=columns, **slot_settings,
         # With many rows the state's small programs run last, where the splits leave the GPU idle.
         STATE_FIRST=batch == 1, NUM_GATES=gates, RULE=rule,
         HEADS=max(16, _power(heads // groups)), BLOCK=BLOCK, num_stages=STAGES,
@@ -85,22 +92,34 @@ def _merge_splits(
     weights = (None, None) if cell is None else (cell.norm, cell.o_proj)
     parts = (token.gates, ring.gates, token.output_gate, *weights)
     gates, old_gates, output_gate, norm, o_proj = (out if x is None else x for x in parts)
-    num_splits = splits[0].shape[2]
+    num_splits, scores = splits[0].shape[2], (token.scores, ring.scores)
     gate_strides = (gates.stride(0), gates.stride(2), gates.stride(3), output_gate.stride(0))
     settings, norms = _transform_arguments(token, ring)
     columns = _columns(dim, min(64, max(1, MERGED // _power(num_splits))))
     merge_splits[(batch * heads, _power(dim) // columns)](
-        query, key, value, gates, ring.keys, ring.values, old_gates, ring.ring_index, *norms,
+        query, key, value, gates, ring.keys, ring.values, old_gates,
+        *(out if x is None else x for x in scores), ring.ring_index, *norms,
         *splits, readout, output_gate, norm, o_proj, out,
         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *gate_strides,
         _row_stride(ring), settings.pop("angle_stride"), scale=scale, num_splits=num_splits,
         eps=EPS, COLUMNS=columns, SPLITS=_power(num_splits),
         ALL_HEADS=_power(heads), NUM_GATES=0 if cell is None else gates.shape[-1],
-        HAS_MEMORY=cell is not None, GATE_FIRST=cell is not None and cell.gate_first,
-        num_warps=1,
+        HAS_MEMORY=cell is not None, HAS_SCORES=all(x is not None for x in scores),
+        GATE_FIRST=cell is not None and cell.gate_first, num_warps=1,
         **settings, **_sizes(query, ring),
     )  # fmt: skip
     return out
+
+
+def _slot_arguments(ring: Ring, dim: int) -> tuple[tuple[Tensor, ...], dict[str, int]]:
+    """The tensors of the slots as the kernel takes them, and its constants."""
+    slots = ring.slots
+    if slots is None:
+        return (ring.keys,) * 6, {"slot_total": 0, "SLOT_BITS": 0, "SHARED": 1}
+    pairs = (slots.key[0], slots.value[0], slots.key[-1], slots.value[-1])
+    constants = {"SLOT_BITS": slots.bits, "SHARED": group_size(dim)}
+    tensors = (slots.rows.first(ring.keys.device), slots.place, *pairs)
+    return tensors, {"slot_total": slots.rows.total, **constants}
 
 
 def _transform_arguments(token: NewToken, ring: Ring) -> tuple[dict[str, Any], tuple[Tensor, ...]]:

@@ -16,7 +16,7 @@ from ahn.ops.delta_rule import delta_rule
 from ahn.ops.gated_norm import CellSpec, gated_norm_linear
 from ahn.ops.layout import compute_dtype
 from ahn.ops.ssd import ssd
-from ahn.ops.window_attention import decode_attention
+from ahn.ops.window_attention import ExactRows, decode_attention
 
 
 def fused_decoding(token: NewToken, ring: Ring, cell: CellSpec | None, scale: float) -> Tensor:
@@ -30,9 +30,13 @@ def fused_decoding(token: NewToken, ring: Ring, cell: CellSpec | None, scale: fl
     ring.values[rows, :, index] = token.value[:, :, 0]
     if cell is not None and ring.gates is not None and token.gates is not None:
         ring.gates[rows, :, index] = token.gates[:, 0].to(ring.gates.dtype)
+    if ring.scores is not None and token.scores is not None:
+        ring.scores[rows, :, index, 0] = token.scores.to(ring.scores.dtype)
     keys, values = ring.keys[:, :, : ring.limit], ring.values[:, :, : ring.limit]
-    filled = ring.filled.expand(batch)
-    out = decode_attention(token.query, keys, values, filled=filled, scale=scale).transpose(1, 2)
+    slots = None if ring.slots is None else ExactRows.of_slots(ring.slots, keys.dtype)
+    out = decode_attention(
+        token.query, keys, values, filled=ring.filled.expand(batch), exact_rows=slots, scale=scale
+    ).transpose(1, 2)
     if read is None or cell is None or token.output_gate is None:
         return out
     return out + gated_norm_linear(read, token.output_gate, cell, kernels="torch").to(out.dtype)

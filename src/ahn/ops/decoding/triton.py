@@ -12,10 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ahn.ops.decoding.attend_triton import attend_ring, attend_slots
+from ahn.ops.decoding.transform_triton import LOG2E, norm_rope, rms_factor
 from ahn.ops.dependent_launch import launch_dependents, wait_for_prerequisites
 from ahn.ops.gemv.triton import silu
-
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -27,39 +27,6 @@ def _softplus(x):
 def _l2_normalize(x):
     """x / sqrt(sum x^2 + 1e-6)."""
     return x * tl.rsqrt(tl.sum(x * x, 0) + 1e-6)
-
-
-@triton.jit
-def _rms_factor(x, i, mask, eps, DIM: tl.constexpr, QK_NORM: tl.constexpr):
-    """1 / sqrt(mean x^2 + eps) over each head at x; 1 where there is no norm."""
-    factor = 1.0
-    if QK_NORM:
-        b_x = tl.load(x + i, mask, 0.0).to(tl.float32)
-        axis: tl.constexpr = len(b_x.shape) - 1
-        factor = tl.rsqrt(tl.sum(b_x * b_x, axis, keep_dims=True) / DIM + eps)
-    return factor
-
-
-@triton.jit
-def _norm_rope(
-    x, i, mask, factor, norm, cos, sin,
-    DIM: tl.constexpr, QK_NORM: tl.constexpr, ROPE: tl.constexpr,
-):  # fmt: skip
-    """Numbers i of heads at x after RMSNorm and RoPE, each where it is still to be done."""
-    b_x = tl.load(x + i, mask, 0.0).to(tl.float32)
-    if QK_NORM:
-        b_x *= factor * tl.load(norm + i, i < DIM, 0.0).to(tl.float32)
-    if ROPE:
-        HALF: tl.constexpr = DIM // 2
-        o_pair = tl.where(i < HALF, i + HALF, i - HALF)
-        b_pair = tl.load(x + o_pair, mask, 0.0).to(tl.float32)
-        if QK_NORM:
-            b_pair *= factor * tl.load(norm + o_pair, i < DIM, 0.0).to(tl.float32)
-        o_angle = tl.where(i < HALF, i, o_pair)
-        b_x *= tl.load(cos + o_angle, i < DIM, 0.0).to(tl.float32)
-        b_pair *= tl.load(sin + o_angle, i < DIM, 0.0).to(tl.float32)
-        b_x += tl.where(i < HALF, -b_pair, b_pair)
-    return b_x.to(x.dtype.element_ty)
 
 
 @triton.jit
@@ -95,8 +62,8 @@ def _update_state(
     b_state = tl.load(p_state, state_mask, 0.0)
     wait_for_prerequisites(PDL)
     query += row * query_stride_b + head * query_stride_h
-    rms_factor = _rms_factor(query, i, rows, norm_eps, DIM, QK_NORM)
-    q = _norm_rope(query, i, rows, rms_factor, query_norm, cos, sin, DIM, QK_NORM, ROPE)
+    norm_factor = rms_factor(query, i, rows, norm_eps, DIM, QK_NORM)
+    q = norm_rope(query, i, rows, norm_factor, query_norm, cos, sin, DIM, QK_NORM, ROPE)
     q = _l2_normalize(q.to(tl.float32)) * query_scale
     if RULE == "ssd":
         dt = mask * _softplus(gate + bias)
@@ -113,50 +80,42 @@ def _update_state(
 
 @triton.jit
 def _attend_split(
-    program, query, keys, values, ring_index, filled, cos, sin, query_norm, split_max, split_sum,
-    split_acc, query_stride_b, query_stride_h, row_stride, H, G, N, num_splits, split_size,
+    program, query, keys, values, slots, ring_index, filled, cos, sin, query_norm, split_max,
+    split_sum, split_acc, query_stride_b, query_stride_h, row_stride, H, G, N, num_splits,
+    ring_splits, split_size, slot_total,
     scale: tl.constexpr, norm_eps: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
     HEADS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr, QK_NORM: tl.constexpr,
-    ROPE: tl.constexpr, PDL: tl.constexpr,
+    ROPE: tl.constexpr, SLOT_BITS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Attention of a group's queries over one split of the ring, without the evicted token.
-
-    The largest score, the sum of weights and the weighted sum of values are merged later.
-    """
+    """Attention of a group's queries over one split: of the ring, or behind these of its slots."""
     split = program % num_splits
     row, group = (program // num_splits) // G, (program // num_splits) % G
     group_size = H // G
-    index = tl.load(ring_index + row * row_stride)
-    first = split * split_size
-    last = tl.minimum(first + split_size, tl.load(filled + row * row_stride)).to(tl.int32)
     h, i = tl.arange(0, HEADS), tl.arange(0, PADDED)
     heads = group * group_size + h
     mask = (h < group_size)[:, None] & (i < DIM)[None, :]
-    group_offset = (row * G + group).to(tl.int64) * N * DIM
+    index = tl.load(ring_index + row * row_stride)
+    length = tl.load(filled + row * row_stride)
     wait_for_prerequisites(PDL)
     query += row * query_stride_b + heads[:, None] * query_stride_h
-    rms_factor = _rms_factor(query, i[None, :], mask, norm_eps, DIM, QK_NORM)
-    q = _norm_rope(query, i[None, :], mask, rms_factor, query_norm, cos, sin, DIM, QK_NORM, ROPE)
-    m_i = tl.full((HEADS,), float("-inf"), tl.float32)
-    l_i = tl.zeros((HEADS,), tl.float32)
-    acc = tl.zeros((HEADS, PADDED), tl.float32)
-    for block in range(first, last, BLOCK):
-        n = block + tl.arange(0, BLOCK)
-        kv_mask = (n < last)[:, None] & (i < DIM)[None, :]
-        offset = group_offset + n[:, None] * DIM + i[None, :]
-        k = tl.load(keys + offset, kv_mask, 0.0)
-        v = tl.load(values + offset, kv_mask, 0.0)
-        qk = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
-        qk = tl.where(((n < last) & (n != index))[None, :], qk, float("-inf"))
-        m_new = tl.maximum(m_i, tl.max(qk, 1))
-        # m_new is -inf where the block holds nothing but the evicted token.
-        m_finite = tl.where(m_new == float("-inf"), 0.0, m_new)
-        p = tl.exp2(qk - m_finite[:, None])
-        alpha = tl.exp2(m_i - m_finite)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        acc = acc * alpha[:, None]
-        acc += tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-        m_i = m_new
+    norm_factor = rms_factor(query, i[None, :], mask, norm_eps, DIM, QK_NORM)
+    q = norm_rope(query, i[None, :], mask, norm_factor, query_norm, cos, sin, DIM, QK_NORM, ROPE)
+    offset = (row * G + group).to(tl.int64) * N * DIM
+    first = split * split_size  # beyond what is filled in a split of the slots
+    last = tl.minimum(first + split_size, length).to(tl.int32)
+    m_i, l_i, acc = attend_ring(
+        q, keys + offset, values + offset, first, last, index, scale, DIM, PADDED, HEADS, BLOCK,
+        PRECISION,
+    )  # fmt: skip
+    if SLOT_BITS > 0:
+        begin, end = tl.load(slots[0] + group), tl.load(slots[0] + group + 1)
+        first = (split - ring_splits) * split_size
+        last = tl.where(first < 0, first, tl.minimum(first + split_size, end - begin))
+        begin += row.to(tl.int64) * slot_total
+        m_i, l_i, acc = attend_slots(
+            m_i, l_i, acc, q, slots, begin, first, last, scale, DIM, PADDED, BLOCK, PRECISION,
+            SLOT_BITS, SHARED,
+        )  # fmt: skip
     o_split = (row * H + heads) * num_splits + split
     tl.store(split_max + o_split, m_i, h < group_size)
     tl.store(split_sum + o_split, l_i, h < group_size)
@@ -168,6 +127,7 @@ def update_and_attend(
     query,  # [B, H, K]
     memory_query,  # [B, H, K], the query that reads the state
     keys, values,  # [B, G, N, K]
+    slots,  # with SLOT_BITS: first ones of heads, places, keys, values, scales; see `SlotBuffers`
     gates,  # [B, H, N, n]
     state,  # [B, H, K, V] float32, in place
     ring_index,  # [B or 1], where the evicted token is and the new one will be
@@ -182,7 +142,10 @@ def update_and_attend(
     split_sum,  # [B, H, num_splits] float32, out: sum of the weights
     split_acc,  # [B, H, num_splits, V] float32, out: sum of the weighted values
     query_stride_b, query_stride_h, memory_query_stride_b, memory_query_stride_h, row_stride,
-    angle_stride, H, G, N, num_splits, split_size,
+    angle_stride, H, G, N, num_splits,
+    ring_splits,  # splits of the ring; behind them are those of the slots
+    split_size,
+    slot_total,  # slots of all heads of a row
     state_programs,  # programs that update the state; the others attend
     # Floats are constants, since torch.compile would pass them as float64.
     scale: tl.constexpr, query_scale: tl.constexpr, norm_eps: tl.constexpr,
@@ -194,6 +157,8 @@ def update_and_attend(
     RULE: tl.constexpr,  # "delta", "gated_delta" or "ssd"
     HEADS: tl.constexpr,  # query heads of a group, padded to what a matrix product takes
     BLOCK: tl.constexpr, PRECISION: tl.constexpr, QK_NORM: tl.constexpr, ROPE: tl.constexpr,
+    SLOT_BITS: tl.constexpr,  # 0 without slots
+    SHARED: tl.constexpr,  # numbers of a slot that have one scale
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Update and read the state, and attend to the exact tokens; each program does one of both."""
@@ -216,10 +181,11 @@ def update_and_attend(
         program -= state_programs if STATE_FIRST else 0
         angle_offset = (program // num_splits) // G * angle_stride
         _attend_split(
-            program, query, keys, values, ring_index, filled, cos + angle_offset,
+            program, query, keys, values, slots, ring_index, filled, cos + angle_offset,
             sin + angle_offset, query_norm, split_max, split_sum, split_acc, query_stride_b,
-            query_stride_h, row_stride, H, G, N, num_splits, split_size, scale, norm_eps,
-            DIM, PADDED, HEADS, BLOCK, PRECISION, QK_NORM, ROPE, PDL,
+            query_stride_h, row_stride, H, G, N, num_splits, ring_splits, split_size, slot_total,
+            scale, norm_eps, DIM, PADDED, HEADS, BLOCK, PRECISION, QK_NORM, ROPE, SLOT_BITS, SHARED,
+            PDL,
         )  # fmt: skip
 
 
@@ -268,6 +234,8 @@ def merge_splits(
     new_gates,  # [B, H, n]
     keys, values,  # [B, G, N, K], written at ring_index
     gates,  # [B, H, N, n], written at ring_index
+    new_scores,  # [B, G], with HAS_SCORES
+    scores,  # [B, G, N] float32, with HAS_SCORES written at ring_index
     ring_index, cos, sin, query_norm, key_norm, split_max, split_sum, split_acc,
     readout,  # [B, H, V] float32; this and what follows are read with HAS_MEMORY
     output_gate,  # [B, H]
@@ -282,8 +250,8 @@ def merge_splits(
     SPLITS: tl.constexpr,  # num_splits, or the next power of two
     ALL_HEADS: tl.constexpr,
     NUM_GATES: tl.constexpr,  # one or two
-    HAS_MEMORY: tl.constexpr, GATE_FIRST: tl.constexpr, QK_NORM: tl.constexpr, ROPE: tl.constexpr,
-    PDL: tl.constexpr,
+    HAS_MEMORY: tl.constexpr, HAS_SCORES: tl.constexpr, GATE_FIRST: tl.constexpr,
+    QK_NORM: tl.constexpr, ROPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Merge the splits and the new token, add the projected readout, and store the new token."""
     row, head = tl.program_id(0) // H, tl.program_id(0) % H
@@ -316,10 +284,10 @@ def merge_splits(
         n = tl.arange(0, NUM_GATES)
         p_gates = new_gates + row * gate_stride_b + head * gate_stride_h
         b_gates = tl.load(p_gates + n * gate_stride_n)
-    rms_factor = _rms_factor(query, i, i < DIM, norm_eps, DIM, QK_NORM)
-    q = _norm_rope(query, i, i < DIM, rms_factor, query_norm, cos, sin, DIM, QK_NORM, ROPE)
-    rms_factor = _rms_factor(key, i, i < DIM, norm_eps, DIM, QK_NORM)
-    k = _norm_rope(key, i, i < DIM, rms_factor, key_norm, cos, sin, DIM, QK_NORM, ROPE)
+    norm_factor = rms_factor(query, i, i < DIM, norm_eps, DIM, QK_NORM)
+    q = norm_rope(query, i, i < DIM, norm_factor, query_norm, cos, sin, DIM, QK_NORM, ROPE)
+    norm_factor = rms_factor(key, i, i < DIM, norm_eps, DIM, QK_NORM)
+    k = norm_rope(key, i, i < DIM, norm_factor, key_norm, cos, sin, DIM, QK_NORM, ROPE)
     new_qk = tl.sum(q.to(tl.float32) * k.to(tl.float32), 0) * (scale * LOG2E)
     m_max = tl.maximum(tl.max(m_splits, 0), new_qk)
     alpha = tl.exp2(m_splits - m_max)
@@ -332,9 +300,12 @@ def merge_splits(
     tl.store(out + (row * H + head) * DIM + j, result.to(out.dtype.element_ty), j < DIM)
     if head % (H // G) == 0:
         token = ((row * G + group) * N + index) * DIM
-        k_block = _norm_rope(key, j, j < DIM, rms_factor, key_norm, cos, sin, DIM, QK_NORM, ROPE)
+        k_block = norm_rope(key, j, j < DIM, norm_factor, key_norm, cos, sin, DIM, QK_NORM, ROPE)
         tl.store(keys + token + j, k_block, j < DIM)
         tl.store(values + token + j, v, j < DIM)
+        if HAS_SCORES and tl.program_id(1) == 0:
+            score = tl.load(new_scores + row * G + group)
+            tl.store(scores + (row * G + group).to(tl.int64) * N + index, score)
     if HAS_MEMORY and tl.program_id(1) == 0:
         p_gates = gates + ((row * H + head).to(tl.int64) * N + index) * NUM_GATES
         tl.store(p_gates + n, b_gates)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ahn.ops.slots import SlotBuffers
+
 
 @dataclass(frozen=True)
 class Ring:
@@ -19,6 +21,9 @@ class Ring:
         filled: `[B or 1]`, number of leading places that hold a token, the new one counted.
         write_mask: `[B or 1, 1]` bool, False where nothing is evicted, so nothing is written.
         limit: places to attend to, an upper bound of `filled` that the host knows.
+        slots: pairs that are attended to beside them; the evicted token has been inserted. None
+            has none.
+        scores: `[B, G, N, 1]` float32, for the slots, of the cached tokens.
     """
 
     keys: Tensor
@@ -29,6 +34,8 @@ class Ring:
     filled: Tensor
     write_mask: Tensor
     limit: int
+    slots: SlotBuffers | None = None
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class NewToken:
         gates: `[B, 1, H, n]`, raw, of any strides; None without a memory.
         output_gate: `[B, 1, H]`, raw.
         transform: norm and RoPE still to be applied; None where they have been.
+        scores: `[B, G]` float32, contiguous; None without slots.
     """
 
     query: Tensor
@@ -67,3 +75,4 @@ class NewToken:
     gates: Tensor | None = None
     output_gate: Tensor | None = None
     transform: QKTransform | None = None
+    scores: Tensor | None = None

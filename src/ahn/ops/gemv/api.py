@@ -55,6 +55,17 @@ def norm_swiglu(
     return run.norm_swiglu(x, norm, gate, up)
 
 
+def norm_net(
+    x: Tensor, norm: Norm, first: Linear, last: Linear, *, kernels: str = "auto"
+) -> Tensor:
+    """A net with one hidden layer of the normed x, `[B, R]` in the dtype of its weights: float32.
+
+    It is last(silu(first x)); both maps have a bias. `kernels` and errors as in `norm_linear`.
+    """
+    run = reference if choose("gemv", kernels, x) == "torch" else launch
+    return run.norm_net(x, norm, first, last)
+
+
 def linear_add(x: Tensor, linear: Linear, residual: Tensor, *, kernels: str = "auto") -> Tensor:
     """residual `[B, R]` + linear x; `residual` may be overwritten by it.
 

@@ -27,6 +27,7 @@ _LONG = {"maps": (4, 1024, 1, 4), "head": (8, 1024, 1, 4)}
 FORMS = {"short": _BOTH | _SHORT, "long": _BOTH | _LONG}
 # For 2 to BATCH rows: rows of a weight a program, numbers of a row a block, pipeline stages, warps.
 # Products this narrow use the older matrix instructions: Triton 3.6 miscompiles Hopper's.
+NET_ROWS = 4  # rows of a net's first weight a program: all of it is small
 BATCH = 32
 BATCH_FORMS = {
     "maps": (16, 128, 6, 2),
@@ -57,6 +58,21 @@ def norm_swiglu(x: Tensor, norm: Norm, gate: Linear, up: Linear) -> Tensor:
     from ahn.ops.gated_mlp.triton import silu_mul_
 
     return silu_mul_(F.linear(x, gate.weight), F.linear(x, up.weight))
+
+
+def norm_net(x: Tensor, norm: Norm, first: Linear, last: Linear) -> Tensor:
+    """`ahn.ops.gemv.norm_net` on a GPU: a kernel of its own, since x has another dtype."""
+    from ahn.ops.dependent_launch import launch_options
+    from ahn.ops.gemv.net_triton import norm_hidden
+
+    assert first.bias is not None and last.bias is not None, "asked for in the contract"
+    size, width = x.shape[1], len(first.weight)
+    hidden = first.weight.new_empty(len(x), width)
+    norm_hidden[(-(-width // NET_ROWS), len(x))](
+        x, norm.weight, first.weight, first.bias, hidden, width, eps=norm.eps, D=size,
+        ROWS=NET_ROWS, BLOCK=min(1024, 1 << (size - 1).bit_length()), **launch_options(x.device),
+    )  # fmt: skip
+    return F.linear(hidden, last.weight, last.bias)
 
 
 def linear_add(x: Tensor, linear: Linear, residual: Tensor) -> Tensor:

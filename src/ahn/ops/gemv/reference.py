@@ -26,6 +26,12 @@ def norm_swiglu(x: Tensor, norm: Norm, gate: Linear, up: Linear) -> Tensor:
     return F.silu(F.linear(x, gate.weight)) * F.linear(x, up.weight)
 
 
+def norm_net(x: Tensor, norm: Norm, first: Linear, last: Linear) -> Tensor:
+    """`ahn.ops.gemv.norm_net` on any device."""
+    x = rms_norm(x, norm).to(first.weight.dtype)
+    return F.linear(F.silu(F.linear(x, first.weight, first.bias)), last.weight, last.bias)
+
+
 def linear_add(x: Tensor, linear: Linear, residual: Tensor) -> Tensor:
     """`ahn.ops.gemv.linear_add` on any device."""
     return residual + F.linear(x, linear.weight, linear.bias)

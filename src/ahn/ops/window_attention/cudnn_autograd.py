@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ahn.ops.window_attention.blocks import BlockedCall, merge_blocks, plan_calls
 from ahn.ops.window_attention.cudnn_forward import PartialAttention, merge_lse
+from ahn.ops.window_attention.ring_views import num_tokens
 from ahn.ops.window_attention.saved import SavedOutputs
 
 
@@ -163,3 +164,21 @@ def attend_backward(
         q.shape[2], k.shape[2], 0.0, causal, scale=scale,
     )  # fmt: skip
     return tuple(x.transpose(1, 2) for x in gradients)
+
+
+def fits_sequence(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    sink_key: Tensor,
+    sink_value: Tensor,
+    window: int,
+    start: int | Tensor,
+) -> bool:
+    """Whether cuDNN's form with gradients fits: keys from position 0, and queries of the same
+    tokens or of those beyond the budget, which cut into blocks without single tokens."""
+    if not isinstance(start, int) or start:
+        return False
+    length, sinks = num_tokens(keys), sink_key.shape[2]
+    before = length - query.shape[2]
+    return before in (0, sinks + window) and not has_single_tokens(length, window, sinks, before)

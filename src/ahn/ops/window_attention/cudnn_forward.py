@@ -32,8 +32,13 @@ def cudnn_window_attention(
     window: int,
     start: int,
     scale: float | None,
+    lse: Tensor | None = None,
 ) -> Tensor:
-    """See `ahn.ops.window_attention`; every query is behind the sinks."""
+    """See `ahn.ops.window_attention`; every query is behind the sinks.
+
+    Args:
+        lse: `[B, H, C]` float32, filled with the log-sum-exp of each query's scores.
+    """
     num_repeated = max(0, sink_key.shape[2] - start)  # first keys that are sinks as well
     first = num_tokens(keys) - query.shape[2]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -48,7 +53,9 @@ def cudnn_window_attention(
         parts = _attend_block(block, block_keys, _block_keys(sink_value, values, *sizes), scale)
         rows = slice(before - first, before - first + block.shape[2])
         out = parts[0].out if result is None else result[:, :, rows]
-        merge_lse(out, *parts)
+        merge_lse(out, *parts, with_lse=lse is not None)
+        if lse is not None:
+            lse[:, :, rows] = parts[0].lse
     return out if result is None else result
 
 
