@@ -14,13 +14,12 @@ from ahn.hf.cache_argument import CACHE, IS_RENAMED, NEW_NAME, OLD_NAME, drops_c
 from ahn.runtime.fill_cache import fill_cache
 from tiny_models import assert_close, new_model, one_shot, random_ids, shared_base, shared_model
 
-NAMES = [OLD_NAME, NEW_NAME] if IS_RENAMED else [OLD_NAME]
+NAMES = [OLD_NAME, NEW_NAME]
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
 
 # The old name is used here on purpose; `test_our_own_calls_use_the_current_name` turns this off.
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 over_names = pytest.mark.parametrize("name", NAMES)
-when_renamed = pytest.mark.skipif(not IS_RENAMED, reason="transformers knows one name")
 
 
 @over_names
@@ -73,7 +72,6 @@ def test_another_cache_is_refused_by_the_name_it_was_given_under(name):
         model(ids, **bounded)
 
 
-@when_renamed
 @torch.no_grad()
 def test_two_caches_are_refused():
     model, ids = shared_model(), random_ids(30)
@@ -81,15 +79,6 @@ def test_two_caches_are_refused():
     for called in (model, model.get_decoder(), model.generate):
         with pytest.raises(TypeError, match="past_key_values: expected one cache, got cache as"):
             called(ids, **both)
-
-
-@pytest.mark.skipif(IS_RENAMED, reason="transformers knows the new name")
-@torch.no_grad()
-def test_the_new_name_is_refused_where_transformers_would_drop_the_cache():
-    model, ids = shared_model(), random_ids(30)
-    for called in (model, model.get_decoder(), model.generate):
-        with pytest.raises(TypeError, match="cache: expected past_key_values before"):
-            called(ids, cache=ahn.AHNCache(model.config))
 
 
 @torch.no_grad()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from threading import Barrier
 
 import pytest
 import torch
 
 import ahn
+from ahn.evaluation.streaming import new_cache
 from ahn.hf import attached_state as attached_state_module
 from ahn.hf.attached_state import attached_state
+from ahn.hf.cache_argument import CACHE
 from ahn.layer.modes import FULL, MEMORY, WINDOW
 from ahn.modeling import compressive
 from tiny_models import new_model, one_shot, random_ids, shared_model
@@ -24,21 +28,31 @@ MODES = {
     "compressive-max": lambda model: compressive(model, "max"),
 }
 
+# Of each of four modes, in threads and in tasks: in CI's own job a thousand answers.
+ROUNDS = max(12, int(os.environ.get("AHN_CASES", "0")) // 80)
+LENGTH = 30  # beyond the budget
+
 
 @torch.no_grad()
-def test_threads_do_not_disturb_each_other():
-    model, ids = shared_model(), random_ids(60)
+def expected_of_modes():
+    model, ids = shared_model(), random_ids(LENGTH)
     expected = {"memory": one_shot(model, ids)}
     for name, context in MODES.items():
         with context(model):
             expected[name] = one_shot(model, ids)
+    return expected
+
+
+@torch.no_grad()
+def test_threads_do_not_disturb_each_other():
+    model, ids, expected = shared_model(), random_ids(LENGTH), expected_of_modes()
     barrier = Barrier(4)
 
     @torch.no_grad()
     def run(name):
         barrier.wait(60)  # all four are under way at once
         wrong = 0
-        for _ in range(25):
+        for _ in range(ROUNDS):
             if name == "memory":
                 wrong += not torch.equal(one_shot(model, ids), expected[name])
                 continue
@@ -51,20 +65,40 @@ def test_threads_do_not_disturb_each_other():
     assert attached_state(model).mode is MEMORY
 
 
+@torch.no_grad()
 def test_tasks_do_not_disturb_each_other():
-    model = shared_model()
+    """They take turns within a context, and within a text that is read in chunks."""
+    model, ids, expected = shared_model(), random_ids(LENGTH), expected_of_modes()
+    chunks, first = random_ids(LENGTH, seed=3).split(LENGTH // 3, 1), attached_state(model).mode
 
-    async def run(mode, context):
-        with context(model):
-            for _ in range(20):
+    async def read(name):
+        """The logits after a text, and what the mode gives for another in between."""
+        cache = new_cache(model)
+        for chunk in chunks:
+            logits = model(chunk, **{CACHE: cache}, use_cache=True).logits[:, -1]
+            await asyncio.sleep(0)
+        return logits, torch.equal(one_shot(model, ids), expected[name])
+
+    async def run(name, rounds):
+        results = []
+        with MODES[name](model) if name in MODES else nullcontext():
+            for _ in range(rounds):
                 await asyncio.sleep(0)
-                assert attached_state(model).mode is mode
-        assert attached_state(model).mode is MEMORY
+                results.append(await read(name))
+            assert attached_state(model).mode.name == name
+        assert attached_state(model).mode is first
+        return results
 
     async def all_at_once():
-        await asyncio.gather(*[run(FULL, ahn.disabled), run(WINDOW, ahn.memory_off)] * 10)
+        alone = {name: (await run(name, 1))[0][0] for name in expected}
+        names = [*expected] * 2
+        found = await asyncio.gather(*[run(name, ROUNDS // 2) for name in names])
+        return [(logits, alone[name], is_right) for name, results in zip(names, found)
+                for logits, is_right in results]  # fmt: skip
 
-    asyncio.run(all_at_once())
+    found = asyncio.run(all_at_once())
+    wrong = sum(not is_right or not torch.equal(*logits) for *logits, is_right in found)
+    assert wrong == 0 and len(found) == 8 * (ROUNDS // 2)
 
 
 def test_modes_nest_and_end_with_an_error():

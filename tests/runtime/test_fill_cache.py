@@ -58,6 +58,7 @@ def count_calls(monkeypatch, module):
     return calls
 
 
+@pytest.mark.slow
 @over_matrix
 @pytest.mark.parametrize("padded", [False, True])
 def test_what_is_kept_is_the_same_and_the_rest_is_not_computed(family, cell, padded, monkeypatch):

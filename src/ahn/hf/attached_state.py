@@ -9,8 +9,12 @@ from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
+from torch import nn
+
 from ahn.config import AHNConfig
+from ahn.layer.distance import Distance
 from ahn.layer.modes import MEMORY, Mode
+from ahn.shapes import FULL, OWN_ATTENTION, RECURRENT
 
 ATTACHED = "ahn_attached_state"  # attribute of the decoder
 
@@ -21,12 +25,37 @@ class AttachedState:
     Attributes:
         config: window, sinks and memory.
         kernels: the choice that governs all ops, see `ahn.ops.backends`.
+        distance: how far back slots are read as they are; None is any distance.
+        head: the output embeddings, which belong to the model but not to its decoder.
+        other_types: types of the layers without a memory, see `ahn.shapes`.
         warned: whether the warning about untrained positions has been given.
+        fingerprint, marks: the last fingerprint of the model, and the marks of the weights that it
+            is of, see `ahn.hf.fingerprint`.
     """
 
-    def __init__(self, config: AHNConfig, kernels: str = "auto") -> None:
-        self.config, self.kernels = config, kernels
+    def __init__(
+        self,
+        config: AHNConfig,
+        kernels: str = "auto",
+        distance: Distance | None = None,
+        other_types: frozenset[str] = frozenset(),
+        head: nn.Module | None = None,
+    ) -> None:
+        self.config, self.kernels, self.distance, self.head = config, kernels, distance, head
+        self.other_types = other_types
         self.warned = False
+        self.fingerprint: Any = None
+        self.marks: Any = None
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether some layer without a memory attends, and so looks at the mask."""
+        return not self.other_types.isdisjoint({FULL, *OWN_ATTENTION})
+
+    @property
+    def recurs(self) -> bool:
+        """Whether some layer without a memory is a recurrence."""
+        return not self.other_types.isdisjoint(RECURRENT)
 
     @property
     def mode(self) -> Mode:

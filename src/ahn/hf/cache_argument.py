@@ -14,37 +14,47 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ahn.hf.attached_state import AttachedState
+from ahn.hf.fingerprint import claim_owner
 from ahn.layer.cache import AHNCache
+from ahn.layer.cache_layer import AHNCacheLayer
 from ahn.layer.context import ForwardContext
 
 OLD_NAME, NEW_NAME = "past_key_values", "cache"
+OLDER_NAMES = ("layer_past", "past_key_value")  # of a layer's cache, in some families still
 IS_RENAMED = NEW_NAME in {field.name for field in fields(BaseModelOutputWithPast)}
+BUDGET = ("window", "num_sinks")  # settings that a call may override
 CACHE = NEW_NAME if IS_RENAMED else OLD_NAME  # as transformers' own modules and outputs call it
 
 
 def cache_argument(kwargs: dict[str, Any]) -> tuple[str, Any]:
     """Name and value of the cache among a call's keywords; `(CACHE, None)` where there is none.
 
-    Raises TypeError where both names are given, or the new one before transformers 5.24, whose
-    models would drop that cache and say nothing.
+    Raises TypeError where both names are given.
     """
-    if not IS_RENAMED:
-        if kwargs.get(NEW_NAME) is not None:
-            raise TypeError(f"{NEW_NAME}: expected {OLD_NAME} before transformers 5.24")
-        return OLD_NAME, kwargs.get(OLD_NAME)
     if OLD_NAME in kwargs and NEW_NAME in kwargs:
         raise TypeError(f"{OLD_NAME}: expected one cache, got {NEW_NAME} as well")
-    name = OLD_NAME if OLD_NAME in kwargs else NEW_NAME
+    name = next((name for name in (OLD_NAME, NEW_NAME) if name in kwargs), CACHE)
     return name, kwargs.get(name)
 
 
+def under_known_name(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same keywords, with the cache under a name that transformers takes.
+
+    Before 5.24 its models would drop a cache under the new name and say nothing.
+    """
+    if IS_RENAMED:
+        return kwargs
+    return {OLD_NAME if name == NEW_NAME else name: value for name, value in kwargs.items()}
+
+
 def takes_other_name(module: nn.Module) -> bool:
-    """Whether `forward` was written for a transformers whose modules use the other name.
+    """Whether `forward` was written for a transformers whose modules use another name.
 
     A cache would travel past such a module among its further keywords.
     """
     names = inspect.signature(type(module).forward).parameters.keys()
-    return CACHE not in names and not names.isdisjoint((OLD_NAME, NEW_NAME))
+    return CACHE not in names and not names.isdisjoint((OLD_NAME, NEW_NAME, *OLDER_NAMES))
 
 
 def check_cache_type(name: str, cache: Any, is_bounded: bool) -> None:
@@ -55,20 +65,35 @@ def check_cache_type(name: str, cache: Any, is_bounded: bool) -> None:
         raise TypeError(f"{name}: expected a cache of full attention, got an AHNCache")
 
 
-def claim_cache(name: str, cache: Any, context: ForwardContext) -> int:
-    """Tokens that a cache has read; from now on it belongs to the forward's mode.
+def claim_cache(
+    name: str, cache: Any, context: ForwardContext, decoder: Any, state: AttachedState
+) -> int:
+    """Tokens that a cache has read; from now on it belongs to the model and to the forward's mode.
 
-    Raises TypeError where it is no `AHNCache`, ValueError where it was made for other settings.
+    Raises TypeError where it is no `AHNCache`, ValueError where it was made for other settings, or
+    its rows end in padding, or another model has written it.
     """
     check_cache_type(name, cache, is_bounded=True)
-    expected = (context.mode.name, context.window, context.num_sinks)
-    for layer in cache.memory_layers:
+    if cache.ends_in_padding:
+        raise ValueError(f"{name}: expected rows that can be read on, got some that end in padding")
+    cache.leave_inference_mode()
+    own_settings = state.config.to_dict()
+    for key in (own_settings.keys() | cache.settings.keys()) - {*BUDGET, "num_hidden_layers"}:
+        mine, got = own_settings.get(key), cache.settings.get(key)
+        if mine != got:
+            raise ValueError(f"{name}: expected a cache of {key}={mine}, got {got}")
+    for index, layer in enumerate(cache.layers):
+        if not isinstance(layer, AHNCacheLayer):
+            continue
+        own = context.of_layer(index)
+        expected = (own.mode.name, own.window, own.num_sinks)
         layer.mode = layer.mode or context.mode.name
         got = (layer.mode, layer.window, layer.num_sinks)
         if got != expected:
             raise ValueError(
                 f"{name}: expected a cache of (mode, window, sinks) {expected}, got {got}"
             )
+    claim_owner(name, cache, decoder, state)
     return cache.memory_layers[0].seen
 
 

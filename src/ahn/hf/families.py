@@ -28,7 +28,8 @@ class Family:
 
     Each norm is an RMSNorm: x / sqrt(mean x^2 + eps) in float32, then times a weight without an
     offset. RoPE rotates the first half of a head with the second. A family without q/k norms has
-    `qk_norms=None`.
+    `qk_norms=None`. A layer may have a mixture of experts in the MLP's place, which is then called
+    as it is.
 
     Attributes:
         model_type: of its config, as transformers knows it.
@@ -69,6 +70,9 @@ FAMILIES = {
         Family("qwen3", "Qwen3", qk_norms=("q_norm", "k_norm")),
         Family("llama", "Llama"),
         Family("mistral", "Mistral"),
+        Family("qwen2_moe", "Qwen2Moe"),
+        Family("qwen3_moe", "Qwen3Moe", qk_norms=("q_norm", "k_norm")),
+        Family("mixtral", "Mixtral"),
     )
 }
 

@@ -1,27 +1,23 @@
-"""The forward pre-hooks that tell the attention function what it is not given natively."""
+"""The forward pre-hooks that tell the attention function what it is not given natively.
+
+That of the decoder is in `ahn.hf.decoder_hook`, that of the whole model in `ahn.hf.model_hook`.
+"""
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from dataclasses import replace
-from operator import index
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ahn.config import AHNConfig
 from ahn.hf.attached_state import AttachedState
-from ahn.hf.cache_argument import cache_argument, check_cache_type, claim_cache, wants_cache
-from ahn.hf.inputs import packed_documents, row_padding
+from ahn.hf.cache_argument import cache_argument
+from ahn.hf.inputs import by_name
 from ahn.layer.attention import NAME
-from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import AHNCacheLayer
-from ahn.layer.context import DecodePlacement, ForwardContext, LayerContext
+from ahn.layer.context import ForwardContext, LayerContext
 from ahn.layer.modes import Mode, mode_named
-from ahn.layer.ring import token_positions
 from ahn.memory import Memory, PositionRouter
+from ahn.shapes import RECURRENT
 
 CONTEXT = "ahn_context"  # keyword under which a ForwardContext travels through the layers
 PROMPT = "ahn_prompt"  # keyword that tells `GenerateStep` the prompt's length; nobody else looks
@@ -40,24 +36,32 @@ class AHNLayer(nn.Module):
 class AttentionHook:
     """Before a layer's `self_attn`: hand its memory, hidden states and cache to the attention."""
 
-    def __init__(self, layer: nn.Module, index: int, is_last: bool) -> None:
-        self.layer, self.index, self.is_last = layer, index, is_last
+    def __init__(self, layer: nn.Module, index: int, is_last: bool, is_bounded: bool) -> None:
+        self.layer, self.index = layer, index
+        self.is_last, self.is_bounded = is_last, is_bounded
 
     def __call__(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         self._check_caller(attention, kwargs)
         forward: ForwardContext = kwargs.pop(CONTEXT)
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if len(args) > 1:  # else a cache among them would go unseen
+            args, kwargs = (), by_name(attention, args, kwargs)
         memory: AHNLayer | None = getattr(self.layer, "ahn", None)
+        if self.is_bounded:
+            forward = forward.of_layer(self.index)
         router: PositionRouter | None = getattr(self.layer, "ahn_router", None)
-        cache_layer = self._cache_layer(kwargs, forward, memory, hidden)
+        cache_layer = self._cache_layer(kwargs, forward, hidden)
+        rope = kwargs.get("position_embeddings")  # Llama 4 has complex numbers instead
         context = LayerContext(
             forward=forward,
             memory=None if memory is None else memory.fn,
             router=router,
             hidden=hidden,
-            position_embeddings=kwargs.get("position_embeddings"),
+            position_embeddings=rope if isinstance(rope, tuple) else None,
             cache=cache_layer,
             is_last=self.is_last,
+            slots=getattr(self.layer, "ahn_slots", None),
+            is_bounded=self.is_bounded,
         )
         return args, {**kwargs, "ahn": context}
 
@@ -73,11 +77,7 @@ class AttentionHook:
             )
 
     def _cache_layer(
-        self,
-        kwargs: dict[str, Any],
-        forward: ForwardContext,
-        memory: AHNLayer | None,
-        hidden: Tensor,
+        self, kwargs: dict[str, Any], forward: ForwardContext, hidden: Tensor
     ) -> AHNCacheLayer | None:
         """The cache of a layer with a memory, ready for its update; None elsewhere."""
         name, cache = cache_argument(kwargs)
@@ -88,147 +88,35 @@ class AttentionHook:
             layer.expects_update = True
             if forward.padding is not None:
                 layer.set_padding(forward.padding.to(hidden.device), forward.max_padding)
-            return layer if memory is not None else None
-        if forward.mode.is_bounded and memory is not None and layer is not None:
+            return layer if self.is_bounded else None
+        if forward.mode.is_bounded and self.is_bounded and layer is not None:
             raise TypeError(f"{name}: expected an AHNCache, got {type(cache).__name__}")
         return None
 
 
-class ModelHook:
-    """Before the model: refuse a wrong cache by the name that it was given under.
+class OtherLayerHook:
+    """Before a module of a layer that stays as it is: take away what its base does not know.
 
-    transformers may rename the keyword, or drop one of two, before the decoder is called.
+    Its attention is told to keep its own form. A recurrence is told which new tokens are padding
+    where its base would not look: one token in each row, of which some have not begun.
     """
 
-    def __init__(self, state: AttachedState) -> None:
-        self.state = state
+    def __init__(self, layer_type: str, is_attention: bool) -> None:
+        self.layer_type, self.is_attention = layer_type, is_attention
 
-    def __call__(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        name, cache = cache_argument(kwargs)
-        check_cache_type(name, cache, _mode(kwargs.get("ahn_mode"), self.state).is_bounded)
-
-
-class DecoderHook:
-    """Before the decoder: settle once a forward what its layers share.
-
-    Three keywords of a forward override the attached settings for that call: `ahn_mode` (a
-    `Mode`, or the name of one in `ahn.layer.modes.MODES`), `ahn_window` and `ahn_sinks`. A cache
-    that is passed along must have been made for the same settings.
-    A fourth, `ahn_position` `[B]`, says on the device where one new token of every row goes; the
-    host's counters are then the caller's (`AHNCache.advance`), so the forward can be captured.
-    """
-
-    def __init__(self, state: AttachedState) -> None:
-        self.state = state
-
-    def __call__(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        if args:
-            kwargs = {**dict(zip(inspect.signature(decoder.forward).parameters, args)), **kwargs}
-        context, position = self._settings(kwargs), kwargs.pop("ahn_position", None)
-        if position is not None:
-            context = _placed(kwargs, context, position)
-            return (), {**kwargs, CONTEXT: context}
-        inputs = kwargs.get("input_ids")
-        batch, length = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[:2]
-        if length == 0:
-            raise ValueError("input: expected at least one token, got an empty prompt")
-        if context.mode.is_bounded:
-            context = self._bounded(decoder, kwargs, context, batch, length)
-        else:
-            check_cache_type(*cache_argument(kwargs), is_bounded=False)
-        return (), {**kwargs, CONTEXT: context}
-
-    def _settings(self, kwargs: dict[str, Any]) -> ForwardContext:
-        kwargs.pop(PROMPT, None)
-        sizes = [kwargs.pop(name, None) for name in ("ahn_window", "ahn_sinks")]
-        config = self.state.config
-        if sizes != [None, None]:
-            config = config.with_budget(*(x if x is None else index(x) for x in sizes))
-        return ForwardContext(
-            mode=_mode(kwargs.pop("ahn_mode", None), self.state),
-            window=config.window,
-            num_sinks=config.num_sinks,
-            kernels=self.state.kernels,
-        )
-
-    def _bounded(
-        self, decoder: Any, kwargs: dict[str, Any], context: ForwardContext, batch: int, length: int
-    ) -> ForwardContext:
-        """The cache, padding and packed documents of a forward that is not full attention."""
-        name, cache = cache_argument(kwargs)
-        mask, segments = kwargs.get("attention_mask"), None
-        if cache is None and mask is None:
-            segments = packed_documents(kwargs.get("position_ids"), batch)
-        if segments is not None:
-            kwargs["use_cache"] = False  # else the decoder makes a cache that grows
-        elif cache is None and wants_cache(decoder, kwargs):
-            cache = kwargs[name] = AHNCache(decoder.config)
-        seen = 0 if cache is None else claim_cache(name, cache, context)
-        self._warn_beyond(decoder, seen + length)
-        padding, largest = row_padding(mask, cache, seen, length)
-        if mask is None and padding is not None and self.state.config.full_attention_layers:
-            positions = token_positions(0, seen + length, padding, padding.device)
-            kwargs["attention_mask"] = positions >= 0
-        context = replace(context, padding=padding, max_padding=largest, segments=segments)
-        if cache is not None and length == 1 and _can_decode(self.state.config, context, seen):
-            return _decoding(kwargs, cache, context, seen)
-        return context
-
-    def _warn_beyond(self, decoder: Any, length: int) -> None:
-        limit = getattr(decoder.config, "max_position_embeddings", None)
-        if limit and length > limit and not self.state.warned:
-            self.state.warned = True
-            warnings.warn(
-                f"{length} tokens are more than the base model's max_position_embeddings={limit}; "
-                "its positions beyond that are untrained",
-                stacklevel=2,
-            )
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        forward: ForwardContext | None = kwargs.pop(CONTEXT, None)
+        if forward is None:
+            return args, kwargs
+        if self.is_attention:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            kwargs["ahn"] = LayerContext(forward, None, None, hidden, None, None, keeps_own=True)
+        if self.layer_type in RECURRENT and forward.is_real is not None:
+            kwargs["attention_mask"] = forward.is_real
+        return args, kwargs
 
 
-def _can_decode(config: AHNConfig, context: ForwardContext, seen: int) -> bool:
-    """Whether one new token may go through the ring in place: every row has begun, and bounded."""
-    begun = 0 < seen >= context.max_padding and context.mode.decodes_in_place
-    return begun and not config.full_attention_layers and not torch.is_grad_enabled()
-
-
-def _decoding(
-    kwargs: dict[str, Any], cache: AHNCache, context: ForwardContext, seen: int
-) -> ForwardContext:
-    """One new token a row, in its place in the cache; counts it."""
-    device = cache.memory_layers[0].device
-    limit = min(seen + 1, context.budget)
-    decode = DecodePlacement.at(
-        token_positions(seen, 1, context.padding, device)[:, 0],
-        context.window,
-        context.num_sinks,
-        limit=limit,
-        is_exact=seen + 1 - context.max_padding >= limit,
-        in_order=context.padding is None and seen < context.budget,
-    )
-    _settle_inputs(kwargs, torch.full((1,), seen, device=device))
-    cache.advance()
-    return replace(context, decode=decode)
-
-
-def _placed(kwargs: dict[str, Any], context: ForwardContext, position: Tensor) -> ForwardContext:
-    """One new token a row at a position that only the device knows."""
-    if not context.mode.decodes_in_place:
-        raise ValueError(
-            f"ahn_position: expected the memory or the window alone, got {context.mode}"
-        )
-    _settle_inputs(kwargs, position)
-    decode = DecodePlacement.at(position, context.window, context.num_sinks, limit=context.budget)
-    return replace(context, decode=decode)
-
-
-def _settle_inputs(kwargs: dict[str, Any], position: Tensor) -> None:
-    """Give the decoder what it would compute from the cache's counters: they have moved on."""
-    if kwargs.get("position_ids") is None:
-        kwargs["position_ids"] = position[:, None]
-    kwargs["attention_mask"] = position.new_zeros(1, 1, 1, 1)  # passes untouched, nobody looks
-
-
-def _mode(given: Mode | str | None, state: AttachedState) -> Mode:
+def mode_of(given: Mode | str | None, state: AttachedState) -> Mode:
     """The mode that a call asks for; without one, that of the attached model."""
     mode = given or state.mode
     return mode if isinstance(mode, Mode) else mode_named(mode)

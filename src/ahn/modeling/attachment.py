@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import attached_state
+from ahn.hf.configs import Pairs, copied_configs, replace_configs
+from ahn.hf.frequencies import pin_frequencies
 from ahn.hf.install import install, uninstall
 from ahn.hf.liger import drop_liger
 from ahn.hf.support import check_supported
@@ -17,11 +20,16 @@ from ahn.layer.modes import FULL, POOLED, WINDOW
 from ahn.modeling.attached import (
     AHNModelMixin,
     attached_classes,
-    attached_config,
     take_over_attention,
+    to_attached,
+    to_base,
 )
 
-BASE = "ahn_base"  # attribute of a model attached in place: its class and config before
+# Attribute of a model attached in place: class before, what its configs become, the attached values
+# then.
+BASE = "ahn_base"
+# Values of an attached config that are none of its base's, or that saving sets.
+OWN_VALUES = ("ahn_config", "model_type", "architectures", "auto_map", "dtype", "torch_dtype")
 
 
 def attach(model: PreTrainedModel, config: AHNConfig, *, kernels: str = "auto") -> PreTrainedModel:
@@ -29,6 +37,7 @@ def attach(model: PreTrainedModel, config: AHNConfig, *, kernels: str = "auto") 
 
     The model becomes an instance of its family's attached class (`AHNQwen2ForCausalLM`, ...),
     with fresh cells that are silent until trained. Its own weights and config stay untouched.
+    Rotary frequencies that move with the text's length stand still, see `ahn.hf.frequencies`.
 
     Args:
         model: a transformers decoder for causal language modelling.
@@ -48,18 +57,22 @@ def attach(model: PreTrainedModel, config: AHNConfig, *, kernels: str = "auto") 
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"attach: expected a transformers model, got {type(model).__name__}")
     check_supported(model, config)
-    base, old = type(model), model.config
-    new = attached_config(old, config, base)
+    base, configs = type(model), copied_configs(model)
+    to_attached(configs[0][1], config, base)
     install(model, config, kernels)
-    _replace_config(model, old, new)
-    take_over_attention(new)
+    replace_configs(model, configs)
+    take_over_attention(model)
     model.__class__ = attached_classes(base)[1]
-    setattr(model, BASE, (base, old))
+    pin_frequencies(model.get_decoder(), config.budget)
+    pairs = [(new, old) for old, new in configs]
+    setattr(model, BASE, (base, pairs, model.config.to_dict()))
     return model
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Take the memory away again, in place; the model is what it was before `attach`.
+
+    What its config was given meanwhile stays, such as the size of a vocabulary.
 
     Liger's kernels (`use_liger`) are taken away with it.
 
@@ -68,9 +81,9 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     attached_state(model)
     drop_liger(model)
     uninstall(model)
-    attached = model.config
-    base, old = model.__dict__.pop(BASE, None) or _base_of(model)
-    _replace_config(model, attached, old)
+    base, configs = _base_of(model)
+    model.__dict__.pop(BASE, None)
+    replace_configs(model, configs)
     model.__class__ = base
     return model
 
@@ -110,19 +123,35 @@ def compressive(model: PreTrainedModel, pooling: str) -> Iterator[PreTrainedMode
         yield model
 
 
-def _replace_config(model: PreTrainedModel, old: Any, new: Any) -> None:
-    """Every module that holds `old` holds `new`; other models may share `old`, so it stays."""
-    for module in model.modules():
-        if getattr(module, "config", None) is old:
-            module.config = new
+def _base_of(model: PreTrainedModel) -> tuple[type[PreTrainedModel], Pairs]:
+    """Class and configs below an attached model."""
+    if BASE in model.__dict__:
+        base_class, configs, before = model.__dict__[BASE]
+        return base_class, _with_changes(configs, before, model.config.to_dict())
+    base: Any = type(model).__bases__[1]  # loaded with its memory: as `attached_classes` made it
+    configs = copied_configs(model)
+    for attached, config in configs:
+        to_base(config, base, is_model=attached is model.config)
+    return base, configs
 
 
-def _base_of(model: PreTrainedModel) -> tuple[type[PreTrainedModel], Any]:
-    """Class and config below a model that was loaded with its memory."""
-    base: Any = type(model).__bases__[1]  # as `attached_classes` made it
-    values = model.config.to_dict()
-    for name in ("ahn_config", "model_type", "architectures", "auto_map"):
-        values.pop(name, None)
-    config = base.config_class(**values)
-    config._attn_implementation = model.config.ahn_backend
-    return base, config
+def _with_changes(configs: Pairs, before: Mapping[str, Any], after: Mapping[str, Any]) -> Pairs:
+    """The configs, or copies with the values of the model's that differ in two dictionaries."""
+    if not _changed(before, after):
+        return configs  # others may share them
+    copies = copy.deepcopy([config for _, config in configs])
+    _change(copies[0], before, after)
+    return [(attached, config) for (attached, _), config in zip(configs, copies)]
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: x for k, x in after.items() if k not in OWN_VALUES and before.get(k) != x}
+
+
+def _change(config: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for name, value in _changed(before, after).items():
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            _change(part, before.get(name) or {}, value)
+        else:
+            setattr(config, name, value)

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from ahn.hf.attached_state import attached_state
 from ahn.hf.cache_argument import CACHE
+from ahn.hf.fingerprint import claim_owner
 from ahn.layer.cache import AHNCache
+from ahn.runtime.free_memory import free_on_gpu
 from ahn.runtime.fused_decoder import FusedDecoder, fused_unsupported_reason
 
 STEPS = ("auto", "eager", "graph", "fused", "compile")
-MOVING_ROPE = ("dynamic", "longrope")  # the host recomputes these frequencies as the text grows
 
 
 class DecodeStep:
@@ -36,11 +37,15 @@ class DecodeStep:
             takes the first of `fused`, `graph` and `eager` that can run.
 
     Raises:
-        ValueError: `how` is none of these, or cannot run; the message says why.
+        ValueError: `how` is none of these, or cannot run, or another model has written the cache;
+            the message says why.
     """
 
     def __init__(self, model: PreTrainedModel, cache: AHNCache, how: str = "auto") -> None:
+        decoder: Any = model.get_decoder()
+        claim_owner("cache", cache, decoder, attached_state(model))
         how = _choose(how, model, cache)
+        cache.leave_inference_mode()
         self.model, self.cache = model, cache
         self.use_graph, self.mode = how != "eager", attached_state(model).mode
         # A function of the class, not a bound method: such a reference cycle would keep the cache
@@ -77,7 +82,7 @@ class DecodeStep:
     def _eager(self, token: Tensor) -> Tensor:
         output = self.model(
             input_ids=token[:, None],
-            position_ids=self._position().to(token.device)[:, None],
+            position_ids=self.cache.memory_layers[0].rope_positions(1).to(token.device),
             **{CACHE: self.cache},
             use_cache=True,
         )
@@ -116,6 +121,7 @@ class DecodeStep:
         That runs without a graph, and so warms up what a capture must not contain: compilation
         and allocations.
         """
+        self.cache.reserve()
         self.position, self.token = self._position(), token[:, None].clone()
         self.graph = None
 
@@ -166,14 +172,20 @@ def graph_unsupported_reason(model: Any, cache: AHNCache) -> str | None:
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or next(iter(devices)).type != "cuda":
         return f"all weights on one CUDA device, got {', '.join(sorted(map(str, devices)))}"
-    if len(cache.memory_layers) < len(cache.layers):
-        return "a memory in every layer: those with full attention grow"
+    if others := attached_state(model).other_types:
+        return f"a memory in every layer, got layers of type {', '.join(sorted(others))} without"
     if not layer.seen or layer.seen < layer.max_padding:
         return "a prompt read before, of which every row has begun"
+    if (needed := cache.reserve_bytes) and needed > (free := free_on_gpu(layer.device)):
+        return f"{needed} bytes for all rows of the window, got {free} that are free"
     text = model.config.get_text_config(decoder=True)
-    rope = getattr(text, "rope_parameters", None) or {}
-    if rope.get("rope_type") in MOVING_ROPE:
-        return f"rotary positions that do not change as the text grows, got {rope['rope_type']}"
+    if getattr(text, "_experts_implementation", None) == "eager" and _has_experts(model):
+        return "experts by grouped_mm or batched_mm, got eager (set_experts_implementation)"
     if not (mode := attached_state(model).mode).decodes_in_place:
         return f"the memory, or sinks and window, got {mode}"
     return None
+
+
+def _has_experts(model: Any) -> bool:
+    """Whether the model has transformers' experts: run eagerly, each one asks the host its turn."""
+    return any(hasattr(module, "num_experts") for module in model.modules())

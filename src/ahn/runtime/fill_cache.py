@@ -10,6 +10,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedModel
 
 from ahn.hf.attached_state import ATTACHED, AttachedState
+from ahn.hf.decoder_parts import attention_of
 from ahn.layer.modes import Mode
 from ahn.layer.watched import COMPILED_CALL, FORWARD_PRE_HOOK, HARMLESS, watchers_of
 
@@ -73,7 +74,7 @@ def _is_watched(decoder: Any) -> bool:
     """Whether anybody but this package sees a module of those that are left early, or left out."""
     *_, last = decoder.layers
     around = [module for name, module in decoder.named_children() if name != "layers"]
-    entered = (decoder, last.self_attn)  # hooks before these run in any case
+    entered = (decoder, attention_of(last) or last)  # hooks before these run in any case
     modules = [decoder, *around, *last.modules()]
     harmless = HARMLESS - {COMPILED_CALL}  # compiled code would not end early
     return _has_any_global_hook() or any(

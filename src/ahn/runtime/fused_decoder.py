@@ -6,22 +6,25 @@ a module (an adapter, a hook, quantised weights) is therefore a reason not to ru
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ahn.hf.attached_state import attached_state
+from ahn.hf.declared import SLOTS
+from ahn.hf.decoder_parts import decoder_layers
 from ahn.hf.families import family_of, has_silu
-from ahn.hf.support import decoder_layers, head_dim
 from ahn.layer.cache import AHNCache
 from ahn.layer.cache_layer import AHNCacheLayer
-from ahn.layer.decode import ring_of
+from ahn.layer.decode import ring_of, slots_of
 from ahn.layer.modes import Mode
 from ahn.ops.backends import unsupported_reason
-from ahn.ops.decoding import NewToken, QKTransform, fused_decoding
+from ahn.ops.decoding import Leaving, NewToken, QKTransform, StepInsertion, fused_decoding
 from ahn.ops.decoding.inputs import StepInputs, embed_and_place
 from ahn.ops.gated_norm import CellSpec
-from ahn.ops.gemv import linear_add, norm_linear, norm_swiglu
+from ahn.ops.gemv import linear_add, norm_linear, norm_net
 from ahn.runtime.layer_weights import (
     LayerWeights,
     hooks_reason,
@@ -29,6 +32,7 @@ from ahn.runtime.layer_weights import (
     linear_of,
     norm_of,
 )
+from ahn.shapes import attention_sizes
 
 
 class FusedDecoder:
@@ -46,9 +50,10 @@ class FusedDecoder:
         assert family is not None, "asked before: fused_unsupported_reason"
         self.cache, self.uses_memory = cache, mode.uses_memory
         self.layers = [LayerWeights.of(layer) for layer in layers]
+        self.insert_evicted = StepInsertion()
         self.final_norm, self.head = norm_of(decoder.norm, family), linear_of(model.lm_head)
         self.embedding, self.rotary = decoder.embed_tokens, decoder.rotary_emb
-        self.head_dim = head_dim(model.config.get_text_config(decoder=True))
+        self.head_dim = attention_sizes(model.config.get_text_config(decoder=True), 0).head_dim
 
     @torch.no_grad()
     def __call__(self, token: Tensor, position: Tensor) -> Tensor:
@@ -66,10 +71,22 @@ class FusedDecoder:
             settings.window,
             settings.num_sinks,
         )
+        self._insert_evicted(inputs, position)
         hidden = inputs.hidden
         for layer, cache in zip(self.layers, self.cache.memory_layers):
             hidden = self._layer(layer, cache, inputs, hidden)
         return norm_linear(hidden, self.final_norm, [self.head])
+
+    def _insert_evicted(self, inputs: StepInputs, position: Tensor) -> None:
+        """Move the token that leaves into the slots of all layers; positions have been advanced."""
+        if not self.uses_memory:
+            return
+        layers = zip(self.layers, self.cache.memory_layers)
+        held = [slots_of(cache, layer.slots) for layer, cache in layers if layer.slots is not None]
+        if held:
+            offset = -self.cache.memory_layers[0].window - 1
+            leaving = Leaving(inputs.ring_index, inputs.write_mask, position, offset)
+            self.insert_evicted(held, leaving)
 
     def _layer(
         self, layer: LayerWeights, cache: AHNCacheLayer, inputs: StepInputs, hidden: Tensor
@@ -83,10 +100,13 @@ class FusedDecoder:
         token = self._new_token(mapped, layer, cell, inputs)
         place = (inputs.ring_index, inputs.filled, inputs.write_mask, cache.keys.shape[2])
         ring = ring_of(cache, memory, *place)
+        if self.uses_memory and layer.slots is not None:
+            held = slots_of(cache, layer.slots)
+            scores = norm_net(hidden, layer.input_norm, *layer.score_net)
+            token = replace(token, scores=scores)
+            ring = replace(ring, slots=held.slots, scores=held.scores)
         attended = fused_decoding(token, ring, cell, layer.scale)
-        hidden = linear_add(attended.flatten(1), layer.output, hidden)
-        inner = norm_swiglu(hidden, layer.post_attention_norm, layer.gate, layer.up)
-        return linear_add(inner, layer.down, hidden)
+        return layer.mlp(linear_add(attended.flatten(1), layer.output, hidden))
 
     def _new_token(
         self, mapped: Tensor, layer: LayerWeights, cell: CellSpec | None, inputs: StepInputs
@@ -110,7 +130,12 @@ class FusedDecoder:
 
 def fused_unsupported_reason(model: Any) -> str | None:
     """What a `FusedDecoder` would need; None where it can run."""
-    reasons = (layer_unsupported_reason(layer) for layer in decoder_layers(model))
+    config = attached_state(model).config
+    if config.memory is None and attached_state(model).kernels == "torch":
+        return "slots with kernels, got kernels='torch'"
+    reasons = (layer_unsupported_reason(x, config.memory) for x in decoder_layers(model))
+    if config.windows is not None:
+        return "one window in all layers, got window_shares"
     return next(filter(None, reasons), None) or _decoder_reason(model) or _weights_reason(model)
 
 
@@ -119,7 +144,7 @@ def _decoder_reason(model: Any) -> str | None:
     if not has_silu(text):
         return f"an MLP with SiLU, got {getattr(text, 'hidden_act', None)}"
     rotary = getattr(decoder, "rotary_emb", None)
-    if rotary is None or 2 * rotary.inv_freq.numel() != head_dim(text):
+    if rotary is None or 2 * rotary.inv_freq.numel() != attention_sizes(text, 0).head_dim:
         return "rotary positions over whole heads"
     head = getattr(model, "lm_head", None)
     if type(head) is not nn.Linear or type(decoder.embed_tokens) is not nn.Embedding:
@@ -128,12 +153,19 @@ def _decoder_reason(model: Any) -> str | None:
 
 
 def _weights_reason(model: Any) -> str | None:
-    weights = [p for name, p in model.named_parameters() if "rotary" not in name]
+    named = [(name, p) for name, p in model.named_parameters() if "rotary" not in name]
+    weights = [p for name, p in named if SLOTS not in name]
+    if other := {(p.dtype, p.device) for name, p in named if SLOTS in name} - {
+        (torch.float32, weights[0].device)
+    }:
+        return f"slots whose scores are float32 beside the model, got {min(map(str, other))}"
     kinds = {(weight.dtype, weight.device) for weight in weights}
     if len(kinds) > 1:
         return f"weights of one dtype on one device, got {len(kinds)} kinds"
     if (most := max(weight.numel() for weight in weights)) >= 2**31:
         return f"weights of fewer than 2^31 numbers, got {most}"
     text = model.config.get_text_config(decoder=True)
-    like = weights[0].new_empty(1, 1, 1, head_dim(text))
-    return unsupported_reason("fused_decoding", "triton", like, like)
+    like = weights[0].new_empty(1, 1, 1, attention_sizes(text, 0).head_dim)
+    config = attached_state(model).config
+    asked = {"slot_bits": config.slot_bits, "slot_distance": config.slot_distance}
+    return unsupported_reason("fused_decoding", "triton", like, like, **asked)

@@ -9,6 +9,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ahn.hf.cache_argument import CACHE
 from ahn.hf.hooks import PROMPT
+from ahn.hf.inputs import has_images
 from ahn.runtime.decode_step import DecodeStep
 from ahn.runtime.fill_cache import fill_cache
 
@@ -53,7 +54,7 @@ def _is_early_chunk(inputs: dict[str, Any], prompt_length: int) -> bool:
     """Whether a forward reads a chunk of the prompt that is not its last."""
     ids, cache = inputs.get("input_ids"), inputs[CACHE]
     is_early = ids is not None and cache.get_seq_length() + ids.shape[1] < prompt_length
-    return is_early and not _wants_more(inputs)
+    return is_early and not _wants_more(inputs) and not has_images(inputs)
 
 
 def _wants_more(inputs: dict[str, Any]) -> bool:

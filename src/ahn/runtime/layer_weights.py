@@ -6,13 +6,41 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ahn.hf.declared import SLOTS
 from ahn.hf.families import FAMILIES, Family, family_of
 from ahn.hf.hooks import AttentionHook
 from ahn.layer.watched import HARMLESS, watchers_of
-from ahn.memory import LinearCell
-from ahn.ops.gemv import Linear, Norm
+from ahn.memory import LinearCell, Slots
+from ahn.ops.gemv import Linear, Norm, linear_add, norm_swiglu
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """x + down(silu(gate(n)) * up(n)) of the normed x, as two kernels."""
+
+    norm: Norm
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """`[B, D]` to `[B, D]`, which may overwrite `hidden`."""
+        inner = norm_swiglu(hidden, self.norm, self.gate, self.up)
+        return linear_add(inner, self.down, hidden)
+
+
+@dataclass(frozen=True)
+class OwnMLP:
+    """x + mlp(norm(x)) by the model's own modules: a mixture of experts."""
+
+    norm: nn.Module
+    mlp: nn.Module
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """`[B, D]` to `[B, D]`."""
+        return hidden + self.mlp(self.norm(hidden[:, None]))[:, 0]
 
 
 @dataclass(frozen=True)
@@ -22,13 +50,18 @@ class LayerWeights:
     input_norm: Norm
     qkv: tuple[Linear, ...]
     qk_norms: tuple[Norm, Norm] | None
-    memory: LinearCell
+    memory: LinearCell | None
+    slots: Slots | None
     scale: float  # factor on the attention scores
     output: Linear
-    post_attention_norm: Norm
-    gate: Linear
-    up: Linear
-    down: Linear
+    mlp: GatedMLP | OwnMLP
+
+    @property
+    def score_net(self) -> tuple[Linear, Linear]:
+        """The two maps that score a token for the slots."""
+        assert self.slots is not None
+        first, last = self.slots.net[0], self.slots.net[-1]
+        return linear_of(first), linear_of(last)
 
     @classmethod
     def of(cls, layer: Any) -> LayerWeights:
@@ -36,7 +69,6 @@ class LayerWeights:
         family = family_of(layer)
         assert family is not None, "asked before: layer_unsupported_reason"
         query, key, value, output = map(linear_of, _attention_maps(layer, family))
-        gate, up, down = map(linear_of, _mlp_maps(layer, family))
         qk_norms = None
         if family.qk_norms is not None:
             query_norm, key_norm = (getattr(layer.self_attn, name) for name in family.qk_norms)
@@ -45,28 +77,30 @@ class LayerWeights:
             input_norm=norm_of(getattr(layer, family.input_norm), family),
             qkv=(query, key, value),
             qk_norms=qk_norms,
-            memory=layer.ahn.fn,
+            memory=layer.ahn.fn if hasattr(layer, "ahn") else None,
+            slots=getattr(layer, SLOTS, None),
             scale=layer.self_attn.scaling,
             output=output,
-            post_attention_norm=norm_of(getattr(layer, family.post_attention_norm), family),
-            gate=gate,
-            up=up,
-            down=down,
+            mlp=_mlp_of(layer, family),
         )
 
 
-def layer_unsupported_reason(layer: Any) -> str | None:
-    """What the fused step would need of a layer; None where it can compute it."""
+def layer_unsupported_reason(layer: Any, cell: str | None) -> str | None:
+    """What the fused step would need of a layer; None where it can compute it.
+
+    Args:
+        cell: name of the cell that every layer is to have; None has none.
+    """
     family = family_of(layer)
     if family is None or not family.is_its("DecoderLayer", layer):
         return f"layers of {', '.join(FAMILIES)}, got {type(layer).__name__}"
-    if reason := _memory_reason(layer) or hooks_reason(layer.modules()):
+    if reason := _memory_reason(layer, cell) or hooks_reason(layer.modules()):
         return reason
-    for linear in (*_attention_maps(layer, family), *_mlp_maps(layer, family)):
+    mlp_maps = _mlp_maps(layer, family)
+    for linear in (*_attention_maps(layer, family), *mlp_maps):
         if type(linear) is not nn.Linear or not linear.weight.is_contiguous():
             return f"plain linear maps, got {type(linear).__name__}"
-    gate, up, _ = _mlp_maps(layer, family)
-    if gate.bias is not None or up.bias is not None:
+    if any(linear.bias is not None for linear in mlp_maps[:2]):
         return "an MLP without bias"
     return None
 
@@ -79,8 +113,10 @@ def hooks_reason(modules: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def _memory_reason(layer: Any) -> str | None:
+def _memory_reason(layer: Any, name: str | None) -> str | None:
     cell = getattr(getattr(layer, "ahn", None), "fn", None)
+    if cell is None and name is None:
+        return None
     if cell is None or getattr(layer, "ahn_router", None) is not None or cell.q_proj is not None:
         return "a memory in every layer, without router and query map of its own"
     if cell.kernels == "torch" or not isinstance(cell, LinearCell):
@@ -93,9 +129,19 @@ def _attention_maps(layer: Any, family: Family) -> list[Any]:
     return [getattr(layer.self_attn, name) for name in family.attention_maps]
 
 
+def _mlp_of(layer: Any, family: Family) -> GatedMLP | OwnMLP:
+    norm, maps = getattr(layer, family.post_attention_norm), _mlp_maps(layer, family)
+    if not maps:
+        return OwnMLP(norm, getattr(layer, family.mlp))
+    return GatedMLP(norm_of(norm, family), *map(linear_of, maps))
+
+
 def _mlp_maps(layer: Any, family: Family) -> list[Any]:
-    """Of gate, up and down."""
-    return [getattr(getattr(layer, family.mlp), name) for name in family.mlp_maps]
+    """Of gate, up and down; none where a mixture of experts is in the MLP's place."""
+    mlp = getattr(layer, family.mlp)
+    if not family.is_its("MLP", mlp):
+        return []
+    return [getattr(mlp, name) for name in family.mlp_maps]
 
 
 def norm_of(module: Any, family: Family) -> Norm:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from transformers import PreTrainedModel
 
 from ahn.cost import Shape
 from ahn.hf.attached_state import attached_state
+from ahn.runtime.free_memory import free_on_gpu
 
 PREFILL_CHUNK_SIZE = 2048  # on a CPU
 LARGEST_CHUNK = 16384  # on a GPU: above, memory grows and time hardly falls
@@ -21,8 +21,7 @@ def default_prefill_chunk_size(model: PreTrainedModel, batch: int) -> int:
     """
     if model.device.type != "cuda":
         return PREFILL_CHUNK_SIZE
-    free = torch.cuda.mem_get_info(model.device)[0]
-    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    free = free_on_gpu(model.device)
     bytes_per_token = numbers_per_token(Shape.of(model.config)) * model.dtype.itemsize * batch
     largest = min(LARGEST_CHUNK, int(SHARE_OF_FREE * free / bytes_per_token))
     window = attached_state(model).config.window
