@@ -27,6 +27,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_two_processes_give_the_memory_of_one(folder, name):
     """Each has half of the batch of two."""

@@ -211,6 +211,7 @@ def test_registered_functions_and_their_gradients(no_others, monkeypatch, builti
         torch.testing.assert_close(torch.autograd.grad(got.loss, student)[0], gradient)
 
 
+@pytest.mark.slow
 def test_a_new_loss_is_one_function_and_one_registration(no_others, tmp_path):
     """`ahn train --loss_type NAME` trains with it and logs it."""
     for name, (function, on) in NEW.items():

@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_memory_its_log_and_its_curve(folder):
     out = folder / "unbroken"
     assert {"training.json", "training.png", "ahn_config.json"} <= {x.name for x in out.iterdir()}
@@ -59,6 +60,7 @@ def interrupted(folder, out, monkeypatch, step, act):
         return train(folder, out)
 
 
+@pytest.mark.slow
 def test_resumed_equals_unbroken(folder, monkeypatch):
     def fail():
         raise KeyboardInterrupt
@@ -84,6 +86,7 @@ def test_a_run_killed_after_its_last_checkpoint(folder):
     assert get_last_checkpoint(folder / "late").endswith("checkpoint-8")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_stops(folder, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     outcome = interrupted(
@@ -97,12 +100,14 @@ def test_sigterm_saves_and_stops(folder, monkeypatch):
     assert same_weights(folder / "stopped", folder / "unbroken")
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch(folder):
     train(folder, "accumulated", per_device_train_batch_size=1, gradient_accumulation_steps=2)
     for step, loss in losses(folder / "unbroken").items():
         assert abs(losses(folder / "accumulated")[step] - loss) < 1e-4 * loss
 
 
+@pytest.mark.slow
 def test_all_losses_and_a_merged_model(folder):
     options = {"loss_type": "kl+ce+distill", "packing": True, "cutoff_len": 300, "max_steps": 2}
     train(folder, "all", save_ahn_only=False, eval_dataset=str(folder / "data.jsonl"), **options)
@@ -115,12 +120,14 @@ def test_all_losses_and_a_merged_model(folder):
     assert torch.equal(apart(ids).logits, merged(ids).logits)
 
 
+@pytest.mark.slow
 def test_going_on_from_a_memory(folder):
     train(folder, "more", memory=str(folder / "unbroken"), max_steps=1, learning_rate=1e-9)
     for name, tensor in weights(folder / "more").items():
         torch.testing.assert_close(tensor, weights(folder / "unbroken")[name], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [True, False])
 def test_going_on_from_released_weights(folder, tmp_path, apart):
     """As they are, or merged with their base; the window in them stays unless another is given."""
@@ -142,6 +149,7 @@ def test_going_on_from_released_weights(folder, tmp_path, apart):
     assert (settings["window"], settings["num_sinks"]) == (20, 2)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
     """A base with a broken embedding: only a batch with that token shows it."""
     prepared(tmp_path)
@@ -161,6 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
     assert last is None or all(x.isfinite().all() for x in weights(Path(last)).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -189,7 +198,7 @@ def test_wrong_arguments(folder, changes, said, monkeypatch):
 
 def test_a_checkpoint_of_another_cell_or_base(folder, tmp_path):
     checkpoint = str(folder / "unbroken" / "checkpoint-3")
-    with pytest.raises(ValueError, match="expected a memory of Mamba2, got GatedDeltaNet"):
+    with pytest.raises(ValueError, match="expected a memory with memory=GatedDeltaNet, got Mamba2"):
         train(folder, "x", ahn_implementation="Mamba2", resume_from_checkpoint=checkpoint)
     prepared(tmp_path)
     base_model(vocab_size=4096, hidden_size=32, num_hidden_layers=2).save_pretrained(
@@ -212,6 +221,7 @@ def test_checkpoints_without_the_base_are_loaded_strictly():
         distiller.load_state_dict(own)
 
 
+@pytest.mark.slow
 def test_a_stream_gives_the_same_steps(folder):
     """Its rows are read in order; resuming reads past those that were seen."""
     options = {"streaming": True, "max_steps": 5, "save_steps": 2}

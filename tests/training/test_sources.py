@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def test_what_is_tokenised_is_cached(tmp_path, tokenizer, monkeypatch):
     """By a process that loads the tokenizer anew, and has used it."""
     path = written(tmp_path, [{"text": f"{i} " * 30} for i in range(10)])
     first = rows_of(path, tokenizer)
-    monkeypatch.setattr(Encoder, "documents", None)
+    monkeypatch.setattr(Encoder, "encoded", None)
     again = AutoTokenizer.from_pretrained(BASE)
     again("some text", truncation=True, max_length=3)
     assert rows_of(path, again) == first
@@ -165,3 +166,34 @@ def test_what_a_reader_says_in_many_lines_is_one(tmp_path):
     with pytest.raises(ValueError, match=r"expected samples, got: Couldn't cast .*match$") as error:
         find_sources(str(tmp_path), ".")[0].load(streaming=False)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_a_byte_order_mark_is_no_text(tmp_path, tokenizer, name):
+    text = "value = 1\n" * 20
+    content = {"a.txt": text, "a.jsonl": json.dumps({"text": text}) + "\n",
+               "a.json": json.dumps([{"text": text}])}[name]  # fmt: skip
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    (row,) = rows_of(str(tmp_path / name), tokenizer)
+    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == text
+
+
+def test_other_separators_than_line_feeds_are_text(tmp_path, tokenizer):
+    text = "a\u2028b\x85c " * 20
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    (row,) = rows_of(str(tmp_path / "a.jsonl"), tokenizer)
+    assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == text
+
+
+def test_a_text_gets_one_end_token(tmp_path, tokenizer):
+    from tokenizers import processors
+
+    adds_an_end = AutoTokenizer.from_pretrained(BASE)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    adds_an_end.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    for row in ({"text": "word " * 20}, {"prompt": "word ", "completion": "word " * 20}):
+        for each in (tokenizer, adds_an_end):
+            (got,) = rows_of(written(tmp_path, [row], "a.jsonl"), each)
+            assert got["input_ids"].count(end[1]) == 1 and got["input_ids"][-1] == end[1]

@@ -12,6 +12,9 @@ from runs import in_two_processes, losses, prepared, same_weights, train, weight
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What two processes left, started once: importing takes longer than all they do."""

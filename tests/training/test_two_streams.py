@@ -116,6 +116,7 @@ def test_distance_of_the_layers(distance):
         assert_close(gradient, expected[name], 1e-12, name)
 
 
+@pytest.mark.slow
 @over_trios
 @pytest.mark.parametrize(
     "settings", [{}, {"full_attention_layers": (0,), "use_q_proj": True}], ids=str
@@ -176,6 +177,7 @@ def test_the_student_reads_what_is_beyond_the_budget(_shared, settings, trained)
 CORNERS = [(12, 5, 18, 2), (12, 0, 13, 1), (1, 0, 9, 2), (1, 3, 5, 1), (7, 2, 40, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("_shared", ["both"], indirect=True)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("window", "sinks", "length", "batch"), CORNERS)
@@ -212,6 +214,7 @@ def test_nothing_is_run_twice():
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
 
 
+@pytest.mark.slow
 def test_what_is_kept_for_the_backward_pass():
     """One hidden state a layer, and no tensor of [tokens, vocabulary] anywhere."""
     overrides = (("vocab_size", 1024), ("num_hidden_layers", 4))
@@ -240,6 +243,7 @@ def test_models_that_change_their_logits_are_refused():
         distillation(model, labelled(), **SIZES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"full_attention_layers": (1,)}], ids=str)
 def test_packed_rows_need_no_mask_of_all_pairs(settings):
     """Of teacher or student, in forward and backward pass."""

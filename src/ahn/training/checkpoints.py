@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from ahn.io.files import naming
 from ahn.training import memory_state
+from ahn.training.manifest import write_manifest
 from ahn.training.zero3 import is_zero3
 
 STAGING = ".saving"  # subfolder in which a checkpoint is written before it is renamed
@@ -27,6 +31,7 @@ class CheckpointTrainer(Trainer):
     """
 
     _staging: Path | None = None
+    record: Mapping[str, Any] = MappingProxyType({})  # what the run is, for its checkpoints
 
     @property
     def attached(self) -> Any:
@@ -83,9 +88,13 @@ class CheckpointTrainer(Trainer):
             shutil.rmtree(self._staging, ignore_errors=True)  # of a run that was killed
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
+            with naming(folder / name):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            if self.args.should_save and not (folder / name).exists():
+            if self.args.should_save:
+                write_manifest(self._staging / name, self.record)
+                if (folder / name).exists():  # a damaged one, that the run did not resume from
+                    (folder / name).rename(self._staging / "before")
                 (self._staging / name).rename(folder / name)
             self.accelerator.wait_for_everyone()
         finally:

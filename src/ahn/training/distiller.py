@@ -16,6 +16,7 @@ from ahn.modeling.saving import is_memory
 from ahn.training.batch import Batch, TokenCounts, loss_tokens
 from ahn.training.distillation import distillation
 from ahn.training.losses import IGNORE, Loss, LossOutput, head_losses, weighted_losses
+from ahn.training.slots import SCORES, score_losses
 from ahn.training.zero3 import unsharded_head
 
 # The options of `activation_checkpointing_enable` that ask for what `two_streams` does anyway.
@@ -105,8 +106,14 @@ class Distiller(nn.Module):
         counts: TokenCounts | None = None,
         mode: str = MEMORY.name,
     ) -> LossOutput:
-        """Losses of a batch, see `distillation`; in mode `window` the cross-entropy alone."""
+        """Losses of a batch, see `distillation`.
+
+        In mode `window` the cross-entropy alone, in `scores` that of `score_losses`.
+        """
         batch = Batch(input_ids, labels, position_ids)
+        if mode == SCORES:
+            loss = score_losses(self.model, batch, window=window, num_sinks=num_sinks)
+            return LossOutput(loss, {})
         with unsharded_head(self.model):
             if mode_named(mode) is WINDOW:
                 return window_losses(self.model, batch, window=window, num_sinks=num_sinks)

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ahn.hf.attached_state import attached_state
+from ahn.training.batch import Batch
 from ahn.training.distillation import distillation_loss
 from ahn.training.distiller import memory_parameters, only_trainable
+from ahn.training.slots import (
+    RATE_FACTOR,
+    SCORE_SHARE,
+    has_slots,
+    keep_rates_positive,
+    rate_parameters,
+    score_losses,
+)
 from ahn.training.two_streams import two_stream_layers
 
 MAX_GRAD_NORM = 1.0
@@ -29,6 +39,7 @@ def distill(
     window: int | None = None,
     num_sinks: int | None = None,
     autocast: torch.dtype | None = None,
+    score_share: float = SCORE_SHARE,
 ) -> list[float]:
     """Train the attached memory, and nothing else, on `[B, T]` batches of token ids.
 
@@ -41,6 +52,8 @@ def distill(
         on_step: called with the step's number, from 1, and its loss.
         window, num_sinks: of the student; None takes the attached ones.
         autocast: dtype the base computes in; None leaves it. The memory's recurrence stays float32.
+        score_share: share of the steps, the first ones, in which slots' scores are fitted to the
+            later use of tokens, see `ahn.training.slots`; 0 steps without slots.
 
     Returns:
         The loss of every step.
@@ -50,13 +63,18 @@ def distill(
     parameters = memory_parameters(model)
     groups = parameter_groups(parameters, learning_rate, map_rate, weight_decay)
     optimizer = torch.optim.AdamW(groups)
+    keep_rates_positive(optimizer, rate_parameters(parameters).values())
+    score_steps = round(score_share * total_steps) if has_slots(parameters) else 0
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, total_steps, warmup)
     )
     losses: list[float] = []
     with only_trainable(model, parameters.values()), two_stream_layers(model):
         for step, batch in zip(range(1, total_steps + 1), batches):
-            loss = _backward(model, batch.to(model.device), window, num_sinks, autocast)
+            function = _score_loss if step <= score_steps else _distillation_loss
+            with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
+                loss = function(model, batch.to(model.device), window, num_sinks)
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRAD_NORM)
             optimizer.step()
             schedule.step()
@@ -69,20 +87,17 @@ def distill(
     return losses
 
 
-def _backward(
-    model: PreTrainedModel,
-    ids: Tensor,
-    window: int | None,
-    num_sinks: int | None,
-    autocast: torch.dtype | None,
+def _distillation_loss(
+    model: PreTrainedModel, ids: Tensor, window: int | None, num_sinks: int | None
 ) -> Tensor:
-    """The loss of a batch, after its backward pass."""
-    with torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
-        loss = distillation_loss(
-            model, ids, window=window, num_sinks=num_sinks, checkpointing=False
-        )
-    loss.backward()
-    return loss
+    return distillation_loss(model, ids, window=window, num_sinks=num_sinks, checkpointing=False)
+
+
+def _score_loss(
+    model: PreTrainedModel, ids: Tensor, window: int | None, num_sinks: int | None
+) -> Tensor:
+    config = attached_state(model).config.with_budget(window, num_sinks)
+    return score_losses(model, Batch(ids), window=config.window, num_sinks=config.num_sinks)
 
 
 def warmup_cosine(step: int, total_steps: int, warmup: float) -> float:
@@ -105,13 +120,18 @@ def parameter_groups(
     The maps (`o_proj`, `q_proj`, `[H, in, out]`) have the learning rate `learning_rate * map_rate`.
     Their gradients are the noisiest: at the full rate a short run ends worse than it began. The
     other parameters need the full rate: a fresh cell forgets within a few tokens, and to remember
-    thousands its decay has to become slower by orders of magnitude.
+    thousands its decay has to become slower by orders of magnitude. The rates of slots learn
+    `RATE_FACTOR` times as fast.
     """
     by_ndim: dict[int, list[nn.Parameter]] = {1: [], 2: [], 3: []}
-    for parameter in parameters.values():
-        by_ndim[max(1, parameter.ndim)].append(parameter)
+    rates = rate_parameters(parameters)
+    for name, parameter in parameters.items():
+        if name not in rates:
+            by_ndim[max(1, parameter.ndim)].append(parameter)
+    fast = {"params": [*rates.values()], "lr": learning_rate * RATE_FACTOR, "weight_decay": 0.0}
     return [
         {"params": by_ndim[2], "lr": learning_rate, "weight_decay": weight_decay},
         {"params": by_ndim[1], "lr": learning_rate, "weight_decay": 0.0},
         {"params": by_ndim[3], "lr": learning_rate * map_rate, "weight_decay": weight_decay},
+        *([fast] if rates else []),
     ]

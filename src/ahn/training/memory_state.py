@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ahn.checkpoint import read_memory
 from ahn.checkpoint.memory import check_keys, write_memory
+from ahn.config import BUDGETS
 from ahn.hf.attached_state import attached_state
 from ahn.modeling.saving import is_memory
 from ahn.training.distiller import memory_parameters
@@ -42,9 +43,15 @@ def load(model: PreTrainedModel, folder: Path) -> None:
     Raises ValueError where the memory has another cell or base, before anything is copied.
     """
     stored = read_memory(folder)
-    cell = attached_state(model).config.memory
-    if stored.settings.memory != cell:
-        raise ValueError(f"{folder}: expected a memory of {cell}, got {stored.settings.memory}")
+    config = attached_state(model).config
+    if stored.settings.memory != config.memory:
+        raise ValueError(
+            f"{folder}: expected a memory of {config.memory}, got {stored.settings.memory}"
+        )
+    for name in BUDGETS:
+        expected, got = (getattr(x, name) for x in (config, stored.settings))
+        if expected != got:
+            raise ValueError(f"{folder}: expected {name}={expected}, got {got}")
     stored.check_base(model.config)
     with gathered_parameters(memory_parameters(model).values(), modified=True):
         tensors = _memory_tensors(model)

@@ -7,16 +7,18 @@ student's layer takes them from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ahn.layer.context import LayerContext
 from ahn.layer.modes import FullAttention, MemoryAttention
-from ahn.layer.write_read import ChunkTokens, evicted_tokens
+from ahn.layer.write_read import ChunkTokens, evicted_tokens, merge
 from ahn.memory import Evicted
 from ahn.ops.window_attention import SavedOutputs, token_slice
+from ahn.training.slots.soft import soft_attention
 
 
 @dataclass
@@ -69,21 +71,34 @@ class StudentAttention(MemoryAttention):
             return self.attend_chunk(base, query, key, value, context), None
         return super().__call__(base, query, key, value, context)
 
+    def attend_chunk(self, base, query, key, value, context):
+        """See `MemoryAttention`; where slots are trained their choice passes gradients on."""
+        if context.slots is None or not torch.is_grad_enabled():
+            return super().attend_chunk(base, query, key, value, context)
+        read = None
+        if context.memory is not None:
+            alone = replace(context, slots=None)
+            evicted = self.gather(query, key, value, alone).evicted
+            read = self.write_and_read(base.module, query, evicted, alone).read
+        return merge(soft_attention(base, query, key, value, context, self.prefix), read)
+
     def gather(
         self, query: Tensor, key: Tensor, value: Tensor, context: LayerContext
     ) -> ChunkTokens:
-        """See `MemoryAttention`; each token behind the prefix evicts one, and never a sink."""
+        """See `MemoryAttention`; each token behind the prefix evicts one, and never a sink.
+
+        In a layer with a longer window than the others' the first of them evict none.
+        """
         prefix = self.prefix
         if not prefix.length:
             return super().gather(query, key, value, context)
         assert prefix.key is not None and prefix.value is not None
         num_sinks, length = context.forward.num_sinks, prefix.length + key.shape[2]
+        number = max(0, length - num_sinks - context.forward.window)
         keys, values = (prefix.key, key), (prefix.value, value)
         beyond_keys, beyond_values = (token_slice(x, num_sinks, length) for x in (keys, values))
         cached = self._write_inputs(query, context)
-        evicted = evicted_tokens(
-            beyond_keys, beyond_values, cached, query.shape[2], num_sinks, context
-        )
+        evicted = evicted_tokens(beyond_keys, beyond_values, cached, number, num_sinks, context)
         sinks = (prefix.key[:, :, :num_sinks], prefix.value[:, :, :num_sinks])
         return ChunkTokens(keys, values, 0, *sinks, evicted)
 
@@ -93,10 +108,14 @@ class StudentAttention(MemoryAttention):
 
     def _write_inputs(self, query: Tensor, context: LayerContext) -> dict[str, tuple[Tensor]]:
         """What the memory needs to write the prefix's tokens, by name `[B, h, length - S, n]`."""
-        hidden, memory = self.prefix.hidden, context.memory
-        assert hidden is not None and memory is not None
+        hidden = self.prefix.hidden
+        assert hidden is not None
         nothing = query[:, :, :0]
         none = Evicted(nothing, nothing, None, context.positions(0, 0), None)
         hidden = hidden[:, context.forward.num_sinks :]
-        output = memory(hidden, nothing.transpose(1, 2), none, {})
-        return {name: (x.transpose(1, 2),) for name, x in output.write_inputs.items()}
+        inputs: dict[str, Tensor] = {}
+        if context.memory is not None:
+            inputs |= context.memory(hidden, nothing.transpose(1, 2), none, {}).write_inputs
+        if context.slots is not None:
+            inputs |= context.slots(hidden, none, {}).write_inputs
+        return {name: (x.transpose(1, 2),) for name, x in inputs.items()}

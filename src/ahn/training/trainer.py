@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ahn.hf.attached_state import attached_state
+from ahn.hf.vocabulary import check_token_ids
+from ahn.layer.modes import MEMORY
 from ahn.training.batch import Batch, TokenCounts, loss_tokens
 from ahn.training.budget import Budget, BudgetSampler
 from ahn.training.checkpoints import CheckpointTrainer
@@ -19,8 +21,16 @@ from ahn.training.distiller import Distiller, memory_parameters
 from ahn.training.fsdp2 import round_weights_alone
 from ahn.training.loop import parameter_groups
 from ahn.training.losses import IGNORE, averaged_over
+from ahn.training.losses.registry import LOGITS
 from ahn.training.meter import Meter
 from ahn.training.recovered_gap import measure_gap
+from ahn.training.slots import (
+    SCORE_SHARE,
+    SCORES,
+    has_slots,
+    keep_rates_positive,
+    rate_parameters,
+)
 
 SHOWN_TOKENS = 24  # of a batch, in the message that its loss is not finite
 
@@ -31,15 +41,25 @@ class DistillTrainer(CheckpointTrainer):
     Args:
         sampler: of window and sinks of each step.
         map_rate: see `parameter_groups`.
+        score_share: of the steps, see `distill`.
+        record: what the run is, see `ahn.training.run_record`; checkpoints hold it.
         options: of `Trainer`.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the tokens of all accumulated batches
 
     def __init__(
-        self, *, model: Distiller, sampler: BudgetSampler, map_rate: float = 1.0, **options: Any
+        self,
+        *,
+        model: Distiller,
+        sampler: BudgetSampler,
+        map_rate: float = 1.0,
+        score_share: float = SCORE_SHARE,
+        record: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        self.sampler, self.map_rate = sampler, map_rate
+        self.sampler, self.map_rate, self.record = sampler, map_rate, record or {}
+        self.score_share = score_share if has_slots(memory_parameters(model.model)) else 0.0
         self.meter = Meter(averaged_over(model.losses))
         super().__init__(model=model, **options)
         round_weights_alone(self.accelerator)
@@ -48,14 +68,16 @@ class DistillTrainer(CheckpointTrainer):
         """TrainingArguments' optimizer of the memory, see `parameter_groups`."""
         if self.optimizer is None:
             distiller = self.model if model is None else model
+            parameters = memory_parameters(self.accelerator.unwrap_model(distiller).model)
             groups = parameter_groups(
-                memory_parameters(self.accelerator.unwrap_model(distiller).model),
+                parameters,
                 self.args.learning_rate,
                 self.map_rate,
                 self.args.weight_decay,
             )
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, None)
             self.optimizer = kind([group for group in groups if group["params"]], **options)
+            keep_rates_positive(self.optimizer, rate_parameters(parameters).values())
         return self.optimizer
 
     def get_batch_samples(
@@ -65,6 +87,7 @@ class DistillTrainer(CheckpointTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         total = torch.zeros(2, dtype=torch.float64, device=device)
         for batch, length in zip(batches, self._lengths(batches, device)):
+            check_token_ids(int(batch["input_ids"].max()), self.attached)
             batch["budget"] = self.sampler.draw(self.state.global_step, length)
             batch["batch_counts"] = loss_tokens(_batch(batch), batch["budget"].tokens).counts()
             total += total.new_tensor(batch["batch_counts"])
@@ -91,15 +114,24 @@ class DistillTrainer(CheckpointTrainer):
     ) -> Any:
         """A batch's share of the mean loss of the step; raises where it is not finite."""
         batch, budget = _batch(inputs), inputs["budget"]
+        mode = SCORES if self._fits_scores() else MEMORY.name
         output = model(
-            batch.input_ids, batch.labels, batch.position_ids,
+            batch.input_ids, batch.labels, batch.position_ids, mode=mode,
             window=budget.window, num_sinks=budget.num_sinks, counts=inputs["step_counts"],
         )  # fmt: skip
         if not math.isfinite(output.loss.item()):
             raise ValueError(self._not_finite("loss", output.loss.item(), batch))
-        self.meter.add(output, inputs["batch_counts"], batch.input_ids.numel())
+        if mode == SCORES:
+            share = max(1.0, inputs["batch_counts"].labelled)
+            output = output._replace(loss=output.loss * share / inputs["step_counts"].of(LOGITS))
+        else:
+            self.meter.add(output, inputs["batch_counts"], batch.input_ids.numel())
         loss = output.loss * self.accelerator.num_processes  # gradients are averaged over them
         return (loss, output) if return_outputs else loss
+
+    def _fits_scores(self) -> bool:
+        """Whether this step fits the scores of slots to later use, before the choice is trained."""
+        return self.state.global_step < round(self.score_share * self.state.max_steps)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -155,6 +187,7 @@ class DistillTrainer(CheckpointTrainer):
         """
         for inputs in loader:
             batch, state = _batch(inputs), self.accelerator.gradient_state
+            check_token_ids(int(batch.input_ids.max()), self.attached)
             if state.end_of_dataloader and state.remainder > 0 and batch.labels is not None:
                 before = self.args.process_index * len(batch.input_ids)
                 batch.labels[max(0, state.remainder - before) :] = IGNORE

@@ -20,12 +20,13 @@ from transformers import PreTrainedModel
 
 from ahn.cost import Shape
 from ahn.hf.attached_state import attached_state
+from ahn.hf.decoder_parts import decoder_layers
 from ahn.hf.hooks import CONTEXT
-from ahn.hf.support import decoder_layers
 from ahn.layer.context import ForwardContext
 from ahn.layer.modes import MEMORY
 from ahn.modeling.saving import is_memory
 from ahn.ops.window_attention import SavedOutputs
+from ahn.runtime.free_memory import free_on_gpu
 from ahn.training.short_cut import Prefix, StudentAttention, TeacherAttention
 
 SHARE_OF_FREE = 1 / 3  # of a GPU's memory; the layers' inputs, that are always saved, are as large
@@ -174,7 +175,7 @@ def two_streams(
     layers = decoder_layers(model)
     saves = checkpointing and torch.is_grad_enabled() and _has_room(model, inputs["input_ids"])
     trained = [name for name, x in layers.named_parameters() if x.requires_grad]
-    every_layer = not attached_state(model).config.full_attention_layers
+    every_layer = not attached_state(model).other_types
     may_share = every_layer and all(map(is_memory, trained))
     streams = _Streams(checkpointing, saves, on_layer, len(layers), may_share)
     budget = {"ahn_window": window, "ahn_sinks": num_sinks}
@@ -228,6 +229,4 @@ def _has_room(model: PreTrainedModel, ids: Tensor) -> bool:
         return False
     shape = Shape.of(model.config)
     per_token = shape.heads * (shape.head_dim * model.dtype.itemsize + LSE_BYTES)
-    free = torch.cuda.mem_get_info(ids.device)[0]
-    free += torch.cuda.memory_reserved(ids.device) - torch.cuda.memory_allocated(ids.device)
-    return shape.layers * ids.numel() * per_token <= SHARE_OF_FREE * free
+    return shape.layers * ids.numel() * per_token <= SHARE_OF_FREE * free_on_gpu(ids.device)

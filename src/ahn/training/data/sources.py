@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ahn.io.checksum import read_json
+from ahn.io.text import UTF8
+from ahn.training.data.messages import without_nulls
 
 REGISTRY = "dataset_info.json"
 CARD = "README.md"  # of a data set on the hub
@@ -18,7 +20,7 @@ LOADERS = {  # builder of `datasets` by file extension
     ".md": "text",
     ".py": "text",
 }
-FORMATTINGS = ("alpaca", "sharegpt", "chatqa")
+FORMATTINGS = ("alpaca", "sharegpt", "openai", "chatqa")
 HUB_KEYS = ("hf_hub_url", "file_name")
 OTHER_HUBS = ("ms_hub_url", "om_hub_url")  # allowed next to hf_hub_url, and ignored
 COLUMNS = {"prompt", "query", "response", "history", "system", "messages", "tools"}
@@ -39,8 +41,9 @@ class Source:
         path: a local file or folder, or a name on the hub.
         options: of `datasets.load_dataset`.
         formatting: one of `FORMATTINGS`; None infers it from the columns.
-        columns, tags: the data set's names for LLaMA-Factory's columns and message keys, where
-            they differ.
+        columns: the data set's names for LLaMA-Factory's columns; empty for those they have there.
+            A prompt without a response is plain text.
+        tags: the data set's names for the keys and roles of messages, where they differ.
         num_samples: maximum samples to load; None loads all.
     """
 
@@ -83,7 +86,7 @@ class Source:
             raise ValueError("no samples")
         loader = _loader(nonempty)
         if loader == "text":
-            options["sample_by"] = "document"
+            options |= {"sample_by": "document", "encoding": UTF8}
         return datasets.load_dataset(loader, data_files=list(map(str, nonempty)), **options)
 
 
@@ -113,6 +116,7 @@ def find_sources(names: str, folder: str) -> list[Source]:
 
 def _registered(name: str, entry: dict[str, Any], folder: Path) -> Source:
     """A source from its entry in LLaMA-Factory's registry."""
+    entry = {k: v for k, v in without_nulls(entry).items() if v is not False}  # as if not there
     _check_entry(name, entry)
     kind = next(key for key in HUB_KEYS if key in entry)
     options = {
