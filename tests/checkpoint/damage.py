@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from ahn.checkpoint.names import BASE_FACTS
-from ahn.io.checksum import write_tensors
+from ahn.io.checksum import INDEX, metadata_of, write_tensors
+from ahn.modeling.saving import is_memory
 
 
 class RunsCode:
@@ -41,9 +42,9 @@ def rewrite(change):
     """A damage to the tensors, in a file that is itself sound."""
 
     def damage(path: Path, chance: random.Random) -> None:
-        state = load_file(path)
+        state, written_with = load_file(path), metadata_of(path)
         change(state, chance.choice(sorted(state)), chance)
-        write_tensors(path, state)
+        write_tensors(path, state, written_with)
 
     return damage
 
@@ -119,3 +120,80 @@ def wrong_base(path: Path, chance: random.Random) -> None:
 
 
 CONFIGS = {"broken JSON": break_json, "a wrong value": wrong_value, "another base": wrong_base}
+
+
+def memory_shard(folder: Path) -> Path:
+    return next(
+        p for p in sorted(folder.glob("*.safetensors")) if any(map(is_memory, load_file(p)))
+    )
+
+
+def base_shard(folder: Path) -> Path:
+    return next(p for p in sorted(folder.glob("*.safetensors")) if "lm_head.weight" in load_file(p))
+
+
+def of_shard(find, damage):
+    return lambda folder, chance: damage(find(folder), chance)
+
+
+def flip_number(path: Path, chance: random.Random) -> None:
+    flip(path, chance, 8 + int.from_bytes(path.read_bytes()[:8], "little"))
+
+
+def swap_bytes(path: Path, chance: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    one, first = chance.randrange(len(data)), chance.randrange(len(data))
+    others = (i for i in (*range(first, len(data)), *range(first)) if data[i] != data[one])
+    other = next(others)
+    data[one], data[other] = data[other], data[one]
+    path.write_bytes(data)
+
+
+def swap_shards(folder: Path, chance: random.Random) -> None:
+    one, other = base_shard(folder), memory_shard(folder)
+    one_bytes = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(one_bytes)
+
+
+def wrong_sum(folder: Path, chance: random.Random) -> None:
+    values = json.loads((folder / INDEX).read_text())
+    sums = values["metadata"]["sha256"]
+    name = chance.choice(sorted(sums))
+    sums[name] = sums[name][::-1]
+    (folder / INDEX).write_text(json.dumps(values))
+
+
+def index_without(folder: Path, chance: random.Random) -> None:
+    values = json.loads((folder / INDEX).read_text())
+    values["weight_map"].pop(chance.choice(sorted(values["weight_map"])))
+    (folder / INDEX).write_text(json.dumps(values))
+
+
+def other_size(folder: Path, chance: random.Random) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    values[chance.choice(["hidden_size", "num_hidden_layers", "intermediate_size"])] += 16
+    values.pop("layer_types")  # else transformers stops at a list of another length
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+MERGED = {  # damages to a folder of base and memory in one
+    "memory truncated": of_shard(memory_shard, truncate),
+    "memory bit flipped": of_shard(memory_shard, flip),
+    "memory tensor missing": of_shard(memory_shard, WEIGHTS["missing"]),
+    "memory tensor extra": of_shard(memory_shard, WEIGHTS["extra"]),
+    "memory tensor misshapen": of_shard(memory_shard, WEIGHTS["misshapen"]),
+    "base bit flipped": of_shard(base_shard, flip),
+    "base bit flipped in its numbers": of_shard(base_shard, flip_number),
+    "base bytes swapped": of_shard(base_shard, swap_bytes),
+    "two shards swapped": swap_shards,
+    "checksum changed": wrong_sum,
+    "base truncated": of_shard(base_shard, truncate),
+    "base tensor missing": of_shard(base_shard, WEIGHTS["missing"]),
+    "shard gone": lambda folder, chance: chance.choice(
+        sorted(folder.glob("*.safetensors"))).unlink(),
+    "index without a tensor": index_without,
+    "index broken": lambda folder, chance: break_json(folder / INDEX, chance),
+    "config truncated": lambda folder, chance: truncate(folder / "config.json", chance),
+    "config of another size": other_size,
+}  # fmt: skip

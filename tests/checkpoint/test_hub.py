@@ -48,6 +48,7 @@ def load_from(hub, base, home, program=LOAD, **environment):
     return subprocess.run(code, capture_output=True, text=True, env=variables)
 
 
+@pytest.mark.slow
 def test_a_broken_download_goes_on_where_it_stopped(tmp_path):
     wide = {"num_attention_heads": 64, "head_dim": 128, "num_hidden_layers": 4}
     model = new_model("Qwen3", "DeltaNet", overrides=tuple(wide.items()))
@@ -68,6 +69,7 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path):
         assert offline.stdout == result.stdout and not hub.requests
 
 
+@pytest.mark.slow
 def test_a_released_memory_damaged_in_the_cache_is_seen(tmp_path):
     base = save_base(tmp_path / "base")
     with serve("someone/memory", save_memory(tmp_path / "memory", format="released")) as hub:
@@ -78,6 +80,7 @@ def test_a_released_memory_damaged_in_the_cache_is_seen(tmp_path):
     assert "model.safetensors: expected the bytes that were written" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upload", ["damaged", "whole"])
 def test_a_merged_model_of_the_hub_is_checked_where_it_is_local(tmp_path, upload):
     merged = tmp_path / "merged"
@@ -102,6 +105,7 @@ def flip_last(path):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_name_that_the_hub_does_not_have_is_one_line(tmp_path):
     with serve("someone/memory", save_memory(tmp_path / "memory")) as hub:
         hub.name = "someone/other"
@@ -110,6 +114,7 @@ def test_a_name_that_the_hub_does_not_have_is_one_line(tmp_path):
     assert "memory: expected a folder or a name on the hub, got 'someone/other'" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_one_line_without_retries(tmp_path):
     with serve("someone/merged", tmp_path) as hub:
         pass  # nothing listens there any more

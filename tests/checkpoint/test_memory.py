@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import ahn
 from ahn.checkpoint.names import CONFIG_FILE, WEIGHTS_FILE
-from ahn.io.checksum import write_tensors
-from tiny_models import CELLS, SHIPPED
+from ahn.io.checksum import metadata_of, write_tensors
+from tiny_models import CELLS
 
 
 def saved(cell, folder):
@@ -45,15 +45,22 @@ def test_window_given_by_the_user_wins(tmp_path):
     assert (model.config.ahn_config["window"], model.config.ahn_config["num_sinks"]) == (7, 0)
 
 
-@pytest.mark.parametrize("cell", SHIPPED)
-def test_shipped_memories_load_by_name(cell):
-    model, tokenizer = ahn.embedded.load(cell)
-    assert model.config.ahn_config["memory"] == cell
+@pytest.mark.parametrize("name", ahn.checkpoint.NAMED_MODELS["embedded"].cells())
+def test_shipped_memories_load_by_name(name):
+    model, tokenizer = ahn.embedded.load(name)
+    config = model.config.ahn_config
+    assert (config["memory"], config.get("slots", 0) > 0) == {
+        "DeltaNet": ("DeltaNet", False),
+        "GatedDeltaNet": ("GatedDeltaNet", False),
+        "GatedDeltaNet-Slots": ("GatedDeltaNet", True),
+        "Slots": (None, True),
+    }[name]
     assert model.dtype == torch.float32
     text = "import os\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    size = sum(p.numel() for n, p in model.named_parameters() if ".ahn." in n)
-    assert 0.003 < size / model.num_parameters() < 0.025
+    for part, is_there in ((".ahn.", config["memory"]), (".ahn_slots.", config.get("slots"))):
+        size = sum(p.numel() for n, p in model.named_parameters() if part in n)
+        assert (0.003 < size / model.num_parameters() < 0.025) if is_there else size == 0
 
 
 def test_without_a_memory_it_is_the_plain_base():
@@ -70,9 +77,9 @@ def test_the_embedded_base_fits_in_sixteen_megabytes():
 
 def change_weights(folder, change):
     file = folder / WEIGHTS_FILE
-    state = load_file(file)
+    state, written_with = load_file(file), metadata_of(file)
     change(state)
-    write_tensors(file, state)
+    write_tensors(file, state, written_with)
 
 
 KEY = "model.layers.0.ahn.fn.b_proj.weight"

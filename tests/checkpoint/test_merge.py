@@ -33,6 +33,7 @@ def test_merged_it_is_the_same_model_and_split_the_same_files(family, cell, layo
     merge(base, memory, tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert type(model).__name__ == f"AHN{family}ForCausalLM"
+    assert AutoConfig.from_pretrained(tmp_path / "merged").architectures == [type(model).__name__]
     assert torch.equal(model(IDS).logits, shared_model(family, cell)(IDS).logits)
     split(tmp_path / "merged", tmp_path / "split")
     assert same_files(memory, tmp_path / "split")
@@ -77,6 +78,7 @@ model.save_pretrained(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_loads_with_trust_remote_code_where_the_package_is_not_imported(parts, tmp_path):
     merge(*parts, tmp_path / "merged")
@@ -136,6 +138,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_base(parts, tmp_path):
     wide = {"vocab_size": 400_000}
     model = new_model(cell="DeltaNet", overrides=tuple(wide.items()))

@@ -46,6 +46,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "setuid") or os.geteuid() != 0, reason="needs root to drop it")
 @pytest.mark.parametrize("place", ["new", "there"])
 def test_a_place_without_permission_is_one_line_and_stays_empty(place):
@@ -69,7 +70,8 @@ def test_a_place_without_permission_is_one_line_and_stays_empty(place):
         for writer, (kind, what) in said.items():
             if writer.startswith("ahn "):
                 assert kind == 2 and what.count("\n") == 1
-                assert str(out) in what and "Permission denied" in what
+                reasons = ("Permission denied", "expected a folder that can be written")
+                assert str(out) in what and any(reason in what for reason in reasons), what
             else:
                 assert kind == "PermissionError" and what.startswith(str(out))
         assert not list(locked.iterdir())

@@ -42,6 +42,7 @@ def released_shapes(cell: str, hidden: int, heads: int, dim: int = 128) -> dict[
     }[cell]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", SHIPPED)
 @pytest.mark.parametrize("size", BASES)
 def test_names_shapes_and_parameter_counts(size, cell):

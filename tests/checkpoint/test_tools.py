@@ -13,7 +13,7 @@ import torch
 import ahn
 from ahn.checkpoint import merge
 from checkpoint_folders import save_base, save_memory
-from tiny_models import memory_parameters, new_model, random_ids
+from tiny_models import base_model, memory_parameters, new_model, random_ids
 
 IDS = random_ids(60)
 
@@ -42,6 +42,18 @@ def test_lora_on_top_of_an_attached_model():
     assert new.shape == (1, 65)
 
 
+@pytest.mark.parametrize("family", ["Qwen2", "Llama", "Mistral"])
+def test_pefts_default_targets_are_those_of_the_base(family):
+    peft = pytest.importorskip("peft")
+    targets = [
+        peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM"))
+        .peft_config["default"]
+        .target_modules
+        for model in (base_model(family), new_model(family))
+    ]
+    assert targets[0] == targets[1] != set()
+
+
 def test_lora_of_the_head_wise_map_is_refused_by_name():
     peft = pytest.importorskip("peft")
     with pytest.raises(ValueError, match="HeadwiseLinear"):
@@ -67,6 +79,7 @@ def test_an_int8_base_by_torchao(parts):
     assert new.shape == (1, 65)
 
 
+@pytest.mark.slow
 def test_lm_eval_runs_on_a_merged_folder(tmp_path):
     pytest.importorskip("lm_eval")
     merge("embedded", "DeltaNet", tmp_path / "merged", window=64)

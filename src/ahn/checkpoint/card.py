@@ -62,7 +62,8 @@ def _settings_table(settings: AHNConfig, parameters: int) -> list[str]:
     return [
         "| | |",
         "|---|---|",
-        f"| cell | {settings.memory} |",
+        f"| cell | {settings.memory or 'none'} |",
+        *_slots_rows(settings),
         f"| window | {settings.window} tokens |",
         f"| sinks | {settings.num_sinks} tokens |",
         f"| layers with full attention | {list(settings.full_attention_layers) or 'none'} |",
@@ -70,3 +71,9 @@ def _settings_table(settings: AHNConfig, parameters: int) -> list[str]:
         f"| position router | {'yes' if settings.use_router else 'no'} |",
         f"| parameters of the memory | {parameters:,} |",
     ]
+
+
+def _slots_rows(settings: AHNConfig) -> list[str]:
+    if not settings.slots:
+        return []
+    return [f"| exact slots | {settings.slots} for each key head, {settings.slot_bits} bits |"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ahn.checkpoint.weights import Weights, existing_folder
+from ahn.io.progress import Report, counted
 
 BLOCK = 2**22  # numbers compared at a time
 
@@ -42,15 +43,26 @@ class Diff:
         return bool(self.only_left or self.only_right or self.differing)
 
 
-def diff(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> Diff:
+def diff(
+    left: str | os.PathLike[str],
+    right: str | os.PathLike[str],
+    *,
+    progress: Report | None = None,
+) -> Diff:
     """The tensors that only one folder holds, and how far apart the shared ones are.
+
+    Args:
+        progress: told how many tensors have been compared.
 
     Raises ValueError where a folder holds no weights in safetensors.
     """
     a, b = Weights.of(existing_folder(left)), Weights.of(existing_folder(right))
     shared = sorted(a.files.keys() & b.files.keys())
     left_kinds, right_kinds = a.shapes_and_dtypes(), b.shapes_and_dtypes()
-    pairs = ((key, (a, *left_kinds[key]), (b, *right_kinds[key])) for key in shared)
+    pairs = (
+        (key, (a, *left_kinds[key]), (b, *right_kinds[key]))
+        for key in counted(shared, "comparing", progress)
+    )
     differing = [difference for pair in pairs if (difference := _difference(*pair))]
     differing.sort(key=lambda d: -math.inf if d.distance is None else -d.distance)
     return Diff(

@@ -13,15 +13,20 @@ from ahn.checkpoint.names import BASE_CONFIG, CONFIG_FILE, MARK
 from ahn.checkpoint.settings import read_settings
 from ahn.checkpoint.weights import Weights, existing_folder
 from ahn.config import AHNConfig
-from ahn.io.checksum import check_folder, read_json
+from ahn.io.checksum import read_json
+from ahn.io.folder import check_folder
 from ahn.io.keys import is_memory
+from ahn.io.progress import Report
 
 
-def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, Any]:
+def inspect(
+    path: str | os.PathLike[str], *, verify: bool = False, progress: Report | None = None
+) -> dict[str, Any]:
     """Describe a folder: a base, a memory of either layout, or both merged.
 
     Args:
         verify: also check every file that has a checksum.
+        progress: told how many bytes have been read.
 
     Returns:
         `kind`, `settings` and `base` of the memory, `layers` with one, `parameters` per part
@@ -31,7 +36,7 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
     """
     folder = existing_folder(path)
     if verify:
-        check_folder(folder)
+        check_folder(folder, progress)
     kind, settings, base = _kind(folder)
     weights = Weights.of(folder)
     parameters: Counter[str] = Counter()
@@ -79,4 +84,4 @@ def _part(key: str) -> str:
     """`base`, or the tensor's name within its memory (`o_proj.weight`, `ahn_router.alpha`, ...)."""
     if not is_memory(key):
         return "base"
-    return key.partition(".ahn.fn.")[2] or "ahn_router." + key.partition(".ahn_router.")[2]
+    return key.partition(".layers.")[2].partition(".")[2].removeprefix("ahn.fn.")

@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,8 +25,10 @@ from ahn.config import AHNConfig
 from ahn.hf.install import use_kernels
 from ahn.io.checksum import read_json
 from ahn.memory import memory_by_name
-from ahn.modeling import attach
+from ahn.modeling import attach, auto_class
 
+# How the names of a tokenizer's files begin.
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken")
 CONFIG_OPTIONS = (*HUB_OPTIONS, "revision", "trust_remote_code", "subfolder")
 
 
@@ -54,7 +55,7 @@ def from_pretrained(
         memory_revision: branch, tag or commit of a memory on the hub.
         new_memory: settings of an untrained memory, attached where `memory` is None and the base
             has none.
-        hf_kwargs: passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`,
+        hf_kwargs: passed to the Auto class's `from_pretrained` (`dtype`, `device_map`,
             `quantization_config`, `revision`, `token`, ...).
 
     Raises:
@@ -79,7 +80,12 @@ def load_tokenizer(base: Name, **hf_kwargs: Any) -> PreTrainedTokenizerBase:
 
     Args:
         hf_kwargs: passed to `AutoTokenizer.from_pretrained`.
+
+    Raises ValueError for a folder without one.
     """
+    place = Path(resolve(base)[0])
+    if place.is_dir() and not any(x.name.startswith(TOKENIZER_FILES) for x in place.iterdir()):
+        raise ValueError(f"{base}: expected a tokenizer beside the model, got a folder without one")
     return AutoTokenizer.from_pretrained(resolve(base)[0], **hf_kwargs)
 
 
@@ -115,7 +121,7 @@ def _attached(
 ) -> PreTrainedModel:
     """A base with a memory from disk."""
     stored.check_base(_config(base, hf_kwargs))
-    model = AutoModelForCausalLM.from_pretrained(base, **hf_kwargs)
+    model = _load(base, hf_kwargs)
     attach(model, stored.settings, kernels=kernels)
     load_memory_state(model, stored.state)
     return model
@@ -131,7 +137,7 @@ def _merged(
         settings = AHNConfig.from_dict(config.ahn_config)
         config.ahn_config = settings.with_budget(**budget).to_dict()
         options["config"] = config
-    model = AutoModelForCausalLM.from_pretrained(base, **options)
+    model = _load(base, options)
     use_kernels(model, kernels)  # the folder does not say by which kernels it is run
     return model
 
@@ -148,10 +154,16 @@ def _plain(
         for name, value in budget.items():
             if value is not None:
                 raise ValueError(f"{name}: expected a memory to go with it, got {value} without")
-        return AutoModelForCausalLM.from_pretrained(base, **hf_kwargs)
-    memory_by_name(new_memory.memory)  # an unknown one is refused before minutes of loading
-    model = AutoModelForCausalLM.from_pretrained(base, **hf_kwargs)
+        return _load(base, hf_kwargs)
+    if new_memory.memory is not None:
+        memory_by_name(new_memory.memory)  # an unknown one is refused before minutes of loading
+    model = _load(base, hf_kwargs)
     return attach(model, new_memory.with_budget(**budget), kernels=kernels)
+
+
+def _load(base: Name, hf_kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    """A base or a merged model by transformers' Auto class for it."""
+    return auto_class(_config(base, hf_kwargs)).from_pretrained(base, **hf_kwargs)
 
 
 def _is_merged(base: Name, hf_kwargs: Mapping[str, Any]) -> bool:

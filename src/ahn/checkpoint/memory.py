@@ -19,14 +19,16 @@ from ahn.checkpoint.names import (
     CONFIG_FILE,
     FORMATS,
     WEIGHTS_FILE,
+    WEIGHTS_SUM,
 )
-from ahn.checkpoint.settings import read_settings, to_legacy
+from ahn.checkpoint.settings import described, read_settings, to_legacy, to_metadata
 from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import attached_state
 from ahn.io.checksum import has_checksum, write_tensors
 from ahn.io.files import write_json
 from ahn.io.keys import PREFIX, is_memory
+from ahn.shapes import layer_config, unbounded_layers
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,27 @@ def write_memory(
     settings: AHNConfig,
     layout: str,
 ) -> None:
-    """Write the two files of a memory's folder; `config` is the base's or the attached model's."""
+    """Write the two files of a memory's folder; `config` is the base's or the attached model's.
+
+    The weights hold settings and base too, and the config names the weights' checksum: whichever of
+    the two files a killed write has replaced, what loads is one memory.
+
+    Raises ValueError naming a tensor that is not finite.
+    """
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: expected finite numbers to save, got others")
     config_name, weights_name = files_of(layout)
-    write_tensors(folder / weights_name, state)
     if layout == "released":
-        values = released_config(config, settings)
+        values = released_config(config, settings)  # refuses what that layout has no name for
     else:
         values = {"ahn_config": settings.to_dict(), "base": base_of(config)}
-    write_json(folder / config_name, values)
+    metadata = to_metadata(*described(folder / config_name, values, layout))
+    checksum = write_tensors(folder / weights_name, state, metadata)
+    write_json(folder / config_name, {**values, WEIGHTS_SUM: checksum})
+    if layout == "released":  # our layout would win over it
+        for name in files_of("ahn"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_memory(
@@ -102,12 +117,20 @@ def read_memory(
     """
     path = Path(folder)
     settings, base, layout = read_settings(path)
-    weights = Weights.of(path)
+    weights = weights_of(path, layout)
     if others := [key for key in weights.files if not is_memory(key)]:
         raise ValueError(f"{path}: expected the tensors of a memory alone, got {others[:3]}")
     if layout == "ahn" and not all(has_checksum(path / name) for name in weights.names):
         raise ValueError(f"{path}: expected weights with a checksum, got them without")
     return StoredMemory(settings.with_budget(window, num_sinks), weights.memory(), base, layout)
+
+
+def weights_of(folder: Path, layout: str) -> Weights:
+    """The weights in a memory's folder of that layout.
+
+    A save in our layout over a released one may have been cut short: its weights are not these.
+    """
+    return Weights.of(folder) if layout == "ahn" else Weights.of(folder, (BASE_WEIGHTS,))
 
 
 def files_of(layout: str) -> tuple[str, str]:
@@ -126,9 +149,17 @@ def memory_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_memory_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Copy a memory's tensors into an attached model; raises as `check_keys` before any copy."""
+    """Copy a memory's tensors into an attached model.
+
+    Raises ValueError before any copy: as `check_keys`, or naming a tensor with numbers too large
+    for the model's dtype.
+    """
     target = {name: tensor for name, tensor in model.state_dict().items() if is_memory(name)}
     check_keys(target, state)
+    for name, tensor in state.items():
+        dtype = target[name].dtype
+        if not tensor.to(dtype).isfinite().all():
+            raise ValueError(f"{name}: expected numbers that {dtype} can hold, got larger ones")
     for name, tensor in state.items():
         target[name].copy_(tensor)
 
@@ -151,9 +182,10 @@ def check_keys(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
 
 
 def base_facts(config: PreTrainedConfig) -> dict[str, Any]:
-    """The values of a base's config that a memory depends on."""
+    """The values of a base's config that a memory depends on, of the layers that can have one."""
     text = config.get_text_config(decoder=True)
-    facts = {name: getattr(text, name, None) for name in BASE_FACTS}
+    own = layer_config(text, unbounded_layers(text)[0])
+    facts = {name: getattr(own, name, None) for name in BASE_FACTS}
     return {**facts, "model_type": config.model_type.removeprefix(PREFIX)}
 
 
@@ -171,6 +203,6 @@ def base_of(config: PreTrainedConfig) -> dict[str, Any]:
 def released_config(config: PreTrainedConfig, settings: AHNConfig) -> dict[str, Any]:
     """A config.json of the released layout: the base's values and the settings' released names."""
     values = config.to_dict()
-    for name in ("ahn_config", "auto_map", "architectures"):
+    for name in ("ahn_config", "auto_map", "architectures", WEIGHTS_SUM):
         values.pop(name, None)
     return {**values, "model_type": base_facts(config)["model_type"], **to_legacy(settings)}

@@ -5,27 +5,41 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from ahn.checkpoint.hub import BASE_FILES, fetched, memory_folder
-from ahn.checkpoint.memory import StoredMemory, check_keys, files_of, read_memory
+from ahn.checkpoint.memory import (
+    StoredMemory,
+    check_keys,
+    files_of,
+    read_memory,
+    weights_of,
+)
 from ahn.checkpoint.named_models import Name, resolve
 from ahn.checkpoint.names import BASE_CONFIG, RELEASED_CONFIG
 from ahn.checkpoint.settings import read_settings
 from ahn.checkpoint.weights import PICKLES, Weights
-from ahn.io.checksum import BLOCK, CHECKSUM, INDEX, cached_sum, expect_sum, tensor_bytes
+from ahn.io.checksum import (
+    BLOCK,
+    CHECKSUM,
+    INDEX,
+    cached_sum,
+    expect_sum,
+    tensor_bytes,
+)
 from ahn.io.files import folder_written_whole, write_json
+from ahn.io.folder import write_sums
 from ahn.io.keys import is_memory
-from ahn.modeling import attach
+from ahn.io.progress import Report
+from ahn.modeling import attach, auto_class
 from ahn.modeling.saving import write_remote_code
 
-Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 NOT_COPIED = (*PICKLES, ".safetensors", ".h5", ".msgpack", ".gguf", ".onnx")
 SPARE = 2**20  # bytes for configs and the like
 
@@ -56,7 +70,7 @@ def merge(
     *,
     window: int | None = None,
     num_sinks: int | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
     revision: str | None = None,
     memory_revision: str | None = None,
     token: str | None = None,
@@ -85,9 +99,10 @@ def merge(
         base_folder = fetched(base, revision, options, BASE_FILES, "base")
         folder = memory_folder(memory, memory_revision, options)
         parts = _checked(base_folder, folder, window, num_sinks)
-        _copy_shards(parts, target, progress)
+        sums = _copy_shards(parts, target, progress)
         _copy_others(base_folder, target)
         _write_configs(parts, folder, target)
+        write_sums(target, sums)
 
 
 def _checked(base: Path, memory: Path, window: int | None, num_sinks: int | None) -> _Merge:
@@ -100,21 +115,26 @@ def _checked(base: Path, memory: Path, window: int | None, num_sinks: int | None
     config._name_or_path = str(base)
     weights = Weights.of(base)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto_class(config).from_config(config)
     _check_base_keys(model, weights)
     attach(model, stored.settings)
     expected = {key: tensor for key, tensor in model.state_dict().items() if is_memory(key)}
     check_keys(expected, stored.state)
-    return _Merge(weights, Weights.of(memory), stored, model.config)
+    model.config.architectures = [type(model).__name__]
+    return _Merge(weights, weights_of(memory, stored.layout), stored, model.config)
 
 
 def _check_base_keys(model: PreTrainedModel, weights: Weights) -> None:
-    expected = model.state_dict()
+    """Raise ValueError where the files hold other tensors than the model or its checkpoints.
+
+    transformers joins and renames tensors of some families as it loads them (experts, for one).
+    """
+    known = model.state_dict()
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    unknown, missing = (
-        sorted(weights.files.keys() - expected),
-        sorted(expected.keys() - weights.files - tied),
-    )
+    needed = {key: tensor for key, tensor in known.items() if key not in tied}
+    if not weights.files.keys() >= needed.keys():
+        known, needed = (revert_weight_conversion(model, x) for x in (known, needed))
+    unknown, missing = sorted(weights.files.keys() - known), sorted(needed.keys() - weights.files)
     if missing or unknown:
         raise ValueError(
             f"{weights.folder}: expected the keys of {type(model).__name__}, missing "
@@ -122,7 +142,8 @@ def _check_base_keys(model: PreTrainedModel, weights: Weights) -> None:
         )
 
 
-def _copy_shards(parts: _Merge, target: Path, progress: Progress | None) -> None:
+def _copy_shards(parts: _Merge, target: Path, progress: Report | None) -> dict[str, str]:
+    """Copy all weights and write their index; returns the checksum of each file."""
     shards = parts.shards
     total = sum(file.stat().st_size for file, _, _ in shards)
     if shutil.disk_usage(target).free < total + SPARE:
@@ -143,6 +164,7 @@ def _copy_shards(parts: _Merge, target: Path, progress: Progress | None) -> None
     files = {key: name for _, name, keys in shards for key in keys}
     metadata = {"total_size": size, CHECKSUM: sums}
     write_json(target / INDEX, {"metadata": metadata, "weight_map": files})
+    return sums
 
 
 def _copy_others(base: Path, target: Path) -> None:
@@ -157,10 +179,8 @@ def _copy_others(base: Path, target: Path) -> None:
 
 def _write_configs(parts: _Merge, memory: Path, target: Path) -> None:
     config, settings = parts.config, parts.stored.settings
-    config.architectures = [f"AHN{name}" for name in config.architectures or ()] or None
-    values = config.to_dict()
-    write_json(target / BASE_CONFIG, values)
-    write_remote_code(target, values["model_type"])
+    write_json(target / BASE_CONFIG, config.to_dict())
+    write_remote_code(target, config)
     config_name = files_of(parts.stored.layout)[0]
     name = RELEASED_CONFIG if config_name == BASE_CONFIG else config_name
     if read_settings(memory)[0] == settings:

@@ -22,12 +22,16 @@ from ahn.checkpoint.weights import Weights
 from ahn.config import AHNConfig
 from ahn.io.checksum import read_json
 from ahn.io.files import folder_written_whole
-from ahn.io.keys import PREFIX, is_memory
-from ahn.modeling import register_family
+from ahn.io.keys import is_memory
+from ahn.io.progress import Report
 
 
 def split(
-    merged: str | os.PathLike[str], out: str | os.PathLike[str], *, format: str | None = None
+    merged: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    progress: Report | None = None,
 ) -> None:
     """Write the memory of a merged folder to a separate folder: the one that `merge` was given.
 
@@ -36,6 +40,7 @@ def split(
             original code.
         out: a new or empty folder, which appears when it is complete.
         format: `ahn` or `released`; None takes the layout that was merged, else ours.
+        progress: told how many bytes have been read.
 
     Raises ValueError where the folder holds no memory, or is damaged.
     """
@@ -44,7 +49,7 @@ def split(
     source = Path(merged)
     settings, config = _merged_settings(source)
     weights = Weights.of(source)
-    state = weights.memory()
+    state = weights.memory(progress)
     original = _original_config(source, settings)
     layout = format or (original[0] if original else "ahn")
     names = {weights.files[key] for key in state}
@@ -62,8 +67,6 @@ def _merged_settings(folder: Path) -> tuple[AHNConfig, Any]:
     """Settings and config of a merged folder, ours or the original code's."""
     values = read_json(folder / BASE_CONFIG)
     if isinstance(values.get("ahn_config"), dict):
-        family = str(values.get("model_type", "")).removeprefix(PREFIX)
-        register_family(family)
         return AHNConfig.from_dict(values["ahn_config"]), AutoConfig.from_pretrained(folder)
     if MARK in values:
         return read_settings(folder)[0], AutoConfig.from_pretrained(folder)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ahn.checkpoint.names import BASE_WEIGHTS, WEIGHTS_FILE
 from ahn.io.checksum import check_files, indexed, keys_of, opened, opened_header, uses_index
 from ahn.io.keys import is_memory
+from ahn.io.progress import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,20 +27,20 @@ class Weights:
     files: Mapping[str, str]  # of each key
 
     @classmethod
-    def of(cls, folder: Path) -> Weights:
-        """The folder's weights: `ahn_model.safetensors`, `model.safetensors` or its index.
+    def of(cls, folder: Path, names: tuple[str, ...] = (WEIGHTS_FILE, BASE_WEIGHTS)) -> Weights:
+        """The folder's weights: those of its index, or the first file of `names` that is there.
 
         Raises ValueError naming the file: absent, a pickle, damaged, or with other tensors than
         the index says.
         """
         if uses_index(folder):
             return cls(folder, indexed(folder))
-        for name in (WEIGHTS_FILE, BASE_WEIGHTS):
+        for name in names:
             if (folder / name).is_file():
                 return cls(folder, dict.fromkeys(keys_of(folder / name), name))
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         got = f"the pickle {pickles[0]}, which can run code" if pickles else "a folder without them"
-        raise ValueError(f"{folder}: expected {WEIGHTS_FILE} or {BASE_WEIGHTS}, got {got}")
+        raise ValueError(f"{folder}: expected {' or '.join(names)}, got {got}")
 
     @property
     def names(self) -> list[str]:
@@ -74,14 +75,17 @@ class Weights:
                     described[key] = tensor.get_shape(), tensor.get_dtype()
         return described
 
-    def memory(self) -> dict[str, Tensor]:
+    def memory(self, report: Report | None = None) -> dict[str, Tensor]:
         """The memory's tensors on the CPU, once they are known to be sound.
+
+        Args:
+            report: told how many bytes have been read.
 
         Raises ValueError that names a file with another checksum than its recorded one, or a tensor
         that is not of finite floats.
         """
         keys = [key for key in self.files if is_memory(key)]
-        check_files(self.folder, {self.files[key] for key in keys})
+        check_files(self.folder, {self.files[key] for key in keys}, report)
         state = self.load_all(keys)
         for key, tensor in state.items():
             if not tensor.is_floating_point() or tensor.element_size() < 2:

@@ -1,4 +1,4 @@
-"""Safetensors folders with checksums, and an index that names files of the folder alone."""
+"""Safetensors files and folders with checksums; an index that names files of the folder alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from ahn.io.files import written_whole
+from ahn.io.files import AnyPath, written_whole
+from ahn.io.progress import Report, Sum
+from ahn.io.text import UTF8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,15 +26,23 @@ CHECKSUM = "sha256"
 ZEROS = "0" * 64
 INDEX = "model.safetensors.index.json"  # of a folder of several files
 SINGLE_FILE = "model.safetensors"  # wins over the index
+CONFIG = "config.json"
+SUMS = "ahn_sha256"  # key of a config.json: checksums of the folder's files, and of its own values
 BLOCK = 2**24  # bytes read at a time
 MOST_THREADS = 8  # each holds a block
 
 
-def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors with a checksum of the file; the same tensors give the same file."""
+def write_tensors(
+    path: AnyPath, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write tensors with a checksum of the file, and return it; the same give the same file.
+
+    Args:
+        metadata: further entries of the file's header.
+    """
     from safetensors.torch import save
 
-    data = save(dict(state), metadata={"format": "pt", CHECKSUM: ZEROS})
+    data = save(dict(state), metadata={"format": "pt", **(metadata or {}), CHECKSUM: ZEROS})
     size, end = data[:8], 8 + int.from_bytes(data[:8], "little")
     header, body = _in_order(data[8:end]), memoryview(data)[end:]
     digest = hashlib.sha256(size + header)
@@ -40,6 +50,7 @@ def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     with written_whole(path) as temporary, temporary.open("wb") as file:
         file.write(size + header.replace(ZEROS.encode(), digest.hexdigest().encode(), 1))
         file.write(body)
+    return digest.hexdigest()
 
 
 def _in_order(header: bytes) -> bytes:
@@ -50,30 +61,41 @@ def _in_order(header: bytes) -> bytes:
     return text.encode().ljust(len(header))
 
 
-def check_files(folder: Path, names: Iterable[str]) -> None:
+def check_files(folder: Path, names: Iterable[str], report: Report | None = None) -> None:
     """Raise ValueError naming the first file with a checksum that is not as it was written.
 
-    A checksum is in the index (of files that `merge` copied), in the name of a file in the hub's
+    A checksum is in config.json or the index of a saved model, in the name of a file in the hub's
     cache, or in the metadata of a file that this package wrote. Threads hash several files at once,
     since hashlib releases the interpreter's lock.
+
+    Args:
+        report: told how many bytes have been read.
     """
-    sums = recorded_sums(folder)
+    sums, names = recorded_sums(folder), sorted(names)
+    total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    read = Sum("checking", total, report)
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(lambda name: _check_file(folder / name, sums.get(name)), sorted(names)):
+        for _ in pool.map(lambda name: _check_file(folder / name, sums.get(name), read), names):
             pass
 
 
 def recorded_sums(folder: Path) -> dict[str, Any]:
-    """The index's checksum of each file it names; none where another file wins over the index."""
+    """The checksum of each file that config.json or the index names."""
+    sums = sums_in_config(folder)
     if not uses_index(folder):
-        return {}
-    values = read_json(folder / INDEX)
-    metadata = values.get("metadata")
-    sums = metadata.get(CHECKSUM) if isinstance(metadata, dict) else None
-    if not isinstance(sums, dict):
-        return {}
-    listed = set(_weight_map(folder / INDEX).values())
-    return {name: checksum for name, checksum in sums.items() if name in listed}
+        return sums
+    metadata = read_json(folder / INDEX).get("metadata")
+    in_index = metadata.get(CHECKSUM) if isinstance(metadata, dict) else None
+    if isinstance(in_index, dict):
+        listed = set(_weight_map(folder / INDEX).values())
+        sums |= {name: checksum for name, checksum in in_index.items() if name in listed}
+    return sums
+
+
+def sums_in_config(folder: Path) -> dict[str, Any]:
+    """The checksums that the config.json of a saved model names; none where there are none."""
+    sums = read_json(folder / CONFIG).get(SUMS) if (folder / CONFIG).is_file() else None
+    return dict(sums) if isinstance(sums, dict) else {}
 
 
 def uses_index(folder: Path) -> bool:
@@ -94,19 +116,22 @@ def expect_sum(path: Path, expected: str, actual: str) -> None:
         raise ValueError(f"{path}: expected the bytes that were written, got damaged ones")
 
 
-def _check_file(path: Path, recorded: str | None) -> None:
+def _check_file(path: Path, recorded: str | None, read: Sum) -> None:
     of_file = recorded or cached_sum(path)
     if of_file is not None:
-        expect_sum(path, of_file, _digest(path, None))
+        expect_sum(path, of_file, file_sum(path, read=read))
         return
-    with opened_header(path) as tensors:
-        in_metadata = (tensors.metadata() or {}).get(CHECKSUM)
+    in_metadata = metadata_of(path).get(CHECKSUM)
     if in_metadata is not None:
-        expect_sum(path, in_metadata, _digest(path, in_metadata))
+        expect_sum(path, in_metadata, file_sum(path, in_metadata, read))
 
 
-def _digest(path: Path, checksum: str | None) -> str:
-    """SHA-256 of a file, with zeros in place of the checksum in its header if one is given."""
+def file_sum(path: Path, checksum: str | None = None, read: Sum | None = None) -> str:
+    """SHA-256 of a file, with zeros in place of the checksum in its header if one is given.
+
+    Args:
+        read: counts the bytes.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         if checksum is not None:
@@ -115,14 +140,9 @@ def _digest(path: Path, checksum: str | None) -> str:
             digest.update(size + header.replace(checksum.encode(), ZEROS.encode(), 1))
         while block := file.read(BLOCK):
             digest.update(block)
+            if read is not None:
+                read.add(len(block))
     return digest.hexdigest()
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ValueError where a safetensors file or the index of a folder is damaged."""
-    check_files(folder, [path.name for path in folder.glob("*.safetensors")])
-    if uses_index(folder):
-        indexed(folder)
 
 
 def indexed(folder: Path) -> dict[str, str]:
@@ -159,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent}: expected {path.name}, got a folder without it")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding=UTF8))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(values, dict):
@@ -169,8 +189,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def has_checksum(path: Path) -> bool:
     """Whether a file says what it should hash to."""
+    return CHECKSUM in metadata_of(path)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors."""
     with opened_header(path) as file:
-        return CHECKSUM in (file.metadata() or {})
+        return file.metadata() or {}
 
 
 def tensor_bytes(path: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PREFIX = "ahn_"  # of an attached model's type: `ahn_qwen2`
-PARTS = (".ahn.", ".ahn_router.")  # what tells a memory's key from the base's
+PARTS = (".ahn.", ".ahn_router.", ".ahn_slots.")  # what tells a memory's key from the base's
 
 
 def is_memory(key: str) -> bool:
