@@ -21,7 +21,7 @@ def test_demo_prints_a_table_and_json_and_draws_the_same(monkeypatch, tmp_path):
     lines = result.stdout.splitlines()
     values = json.loads(lines[-1])
     rows = {row["name"]: row for row in values["rows"]}
-    assert len(rows) == 6 and values["environment"]["ahn"] == ahn.__version__
+    assert len(rows) == 8 and values["environment"]["ahn"] == ahn.__version__
     for name, row in rows.items():
         line = next(line for line in lines if f"│ {name} " in line)
         assert f"{row['bits_per_byte']:.4f}" in line
@@ -35,6 +35,7 @@ def test_demo_prints_a_table_and_json_and_draws_the_same(monkeypatch, tmp_path):
         (["--text", "short"], "short: expected a text of more than 20 tokens, got less"),
         (["--text", "latin1"], "latin1: expected UTF-8 text, got the byte 0xfc"),
         (["--tokens", "20"], "tokens: expected more than the budget of 20, got 20"),
+        (["--haystacks", "-1"], "--haystacks: expected an integer >= 0, got '-1'"),
         (["--steps", "-1"], "--steps: expected an integer >= 0, got '-1'"),
         (["--png", "no/such.png"], "--png: expected a file in a folder that can be written"),
     ],

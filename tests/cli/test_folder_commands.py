@@ -23,6 +23,7 @@ def test_merge_inspect_split_and_diff(folder, tmp_path):
     assert "only in" in result.stdout and json.loads(result.stdout.splitlines()[-1])["only_right"]
 
 
+@pytest.mark.slow
 def test_a_merged_model_generates_with_its_memory(folder, tmp_path):
     merged = tmp_path / "merged"
     assert call("merge", folder, folder / "memory", merged).exit_code == 0

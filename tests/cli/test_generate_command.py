@@ -138,12 +138,14 @@ def test_folders_without_what_is_needed_are_one_line(folder, tmp_path):
     assert "command line: expected a command" in error("no-such-command")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_process_without_a_traceback(folder):
     """The prompt never ends: pieces are read until the interrupt."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    code = "import sys; sys.argv[0] = 'ahn'; from ahn.cli import main; main()"
     command = ["generate", "--model", str(folder), "--window", "16", "-"]
     with subprocess.Popen(
-        [sys.executable, "-c", "from ahn.cli import main; main()", *command],
+        [sys.executable, "-c", code, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

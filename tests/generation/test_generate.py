@@ -10,7 +10,10 @@ from transformers.generation.streamers import BaseStreamer
 import ahn
 from ahn.hf.cache_argument import CACHE
 from ahn.modeling import generating
+from ahn.runtime.decode_step import DecodeStep
 from tiny_models import (
+    assert_close,
+    base_model,
     left_padded,
     new_model,
     one_shot,
@@ -43,6 +46,7 @@ def test_greedy_is_the_plain_loop(family, cell):
     assert not torch.equal(base.generate(ids, **GREEDY), expected)
 
 
+@pytest.mark.slow
 @over_trios
 @torch.no_grad()
 def test_every_greedy_option_gives_the_same_text(family, cell):
@@ -140,6 +144,87 @@ def test_what_cannot_be_done_is_refused_by_name(option, named):
 
 
 @torch.no_grad()
+def test_a_prompt_that_the_cache_has_read_whole_is_refused():
+    model, ids = shared_model(), random_ids(60)
+    for length in (60, 59, 30):
+        _, cache = ahn.generation.prefill(model, ids)
+        with pytest.raises(ValueError, match=f"less than the prompt of {length} .* has read 60"):
+            model.generate(ids[:, :length], **{CACHE: cache}, **GREEDY)
+
+
+@pytest.mark.parametrize("first", [5, 60])
+@torch.no_grad()
+def test_a_cache_filled_in_inference_mode_goes_on_outside_of_it(first):
+    """And one that was begun outside goes on within."""
+    model, ids = shared_model(), random_ids(70)
+    expected = model.generate(ids, **GREEDY)
+    cache = ahn.AHNCache(model.config)
+    with torch.inference_mode():
+        model(ids[:, :first], **{CACHE: cache})
+    assert torch.equal(model.generate(ids, **{CACHE: cache}, **GREEDY), expected)
+    _, cache = ahn.generation.prefill(model, ids[:, :first])
+    with torch.inference_mode():
+        assert torch.equal(model.generate(ids, **{CACHE: cache}, **GREEDY), expected)
+    _, cache = ahn.generation.prefill(model, ids[:, :first])
+    with torch.inference_mode():
+        logits, cache = ahn.generation.prefill(model, ids[:, first:], cache)
+    step = DecodeStep(model, cache)
+    assert_close(step(logits.argmax(-1)), one_shot(model, expected[:, :71])[:, -1], 1e-5)
+
+
+@torch.no_grad()
+def test_hidden_states_of_a_long_prompt_are_those_of_all_its_tokens(monkeypatch):
+    monkeypatch.setattr(generating, "default_prefill_chunk_size", lambda model, batch: 13)
+    model, ids = shared_model(), random_ids(60)
+    asked = {"output_hidden_states": True, "return_dict_in_generate": True, "max_new_tokens": 2}
+    first, second = model.generate(ids, do_sample=False, **asked).hidden_states
+    expected = model(ids, output_hidden_states=True).hidden_states
+    assert len(first) == len(second) == len(expected) == 3
+    for given, state in zip(first, expected):
+        assert_close(given, state, 1e-5)
+    with pytest.raises(ValueError, match="prefill_chunk_size: expected none with output_hidden_st"):
+        model.generate(ids, prefill_chunk_size=7, **asked)
+
+
+@torch.no_grad()
+def test_attention_weights_are_the_base_s_or_refused_by_name():
+    model, base, ids = new_model(), base_model(), random_ids(18)
+    asked = {"output_attentions": True}
+    with pytest.warns(UserWarning, match="output_attentions: 'sdpa' gives no attention weights"):
+        assert not model(ids, **asked).attentions
+    with pytest.raises(ValueError, match="output_attentions: expected attn_implementation 'eager'"):
+        model.config.output_attentions = True
+    assert not model.config.output_attentions
+    for each in (model, base):
+        each.set_attn_implementation("eager")
+    expected = base(ids, **asked).attentions
+    generate = {**asked, "return_dict_in_generate": True, "max_new_tokens": 3, "do_sample": False}
+    answers = [each.generate(ids, **generate).attentions for each in (model, base)]
+    with ahn.disabled(model):
+        answers += [model.generate(ids, **generate).attentions]
+        whole = model(random_ids(60), **asked).attentions
+    assert whole[0].shape == (1, 4, 60, 60)
+    model.config.output_attentions = True
+    by_config = model(ids).attentions
+    model.config.output_attentions = False
+    for given in (model(ids, **asked).attentions, by_config, answers[0][0], answers[2][0]):
+        assert len(given) == 2 and all(map(torch.equal, given, expected))
+    for given, other, third in zip(*answers):
+        assert [x.shape for x in given] == [x.shape for x in other] == [x.shape for x in third]
+        for left, right in zip(given, other):
+            assert_close(left, right, 1e-5)
+    with pytest.raises(ValueError, match=r"at most 20 tokens \(window and sinks\), got 21"):
+        model.generate(ids, **{**generate, "max_new_tokens": 9})
+    _, padded, mask = left_padded((9, 6))
+    assert model(padded, attention_mask=mask, **asked).attentions[0].shape == (2, 4, 9, 9)
+    with pytest.raises(ValueError, match="output_attentions: expected rows without padding after"):
+        model.generate(padded, attention_mask=mask, **generate)
+    packed = torch.tensor([[*range(9), *range(9)]])
+    with pytest.raises(ValueError, match="output_attentions: expected one document in each row"):
+        model(ids, position_ids=packed, **asked)
+
+
+@torch.no_grad()
 def test_an_assistant_model_is_refused_by_name():
     with pytest.raises(ValueError, match="assistant"):
         shared_model().generate(random_ids(30), assistant_model=shared_base(), **GREEDY)
@@ -156,8 +241,9 @@ def test_refusals_end_with_the_memory():
     """Switched off, the model is its base, and what the base can do works again."""
     model, ids = shared_model(), random_ids(30)
     with ahn.disabled(model):
-        out = model.generate(ids, prompt_lookup_num_tokens=3, **GREEDY)
-        assert torch.equal(out, shared_base().generate(ids, **GREEDY))
+        end = {"eos_token_id": 1}  # without any, early versions of transformers 5 fail here
+        out = model.generate(ids, prompt_lookup_num_tokens=3, **end, **GREEDY)
+        assert torch.equal(out, shared_base().generate(ids, **end, **GREEDY))
         with pytest.raises(TypeError, match="got an AHNCache"):
             model.generate(ids, **{CACHE: ahn.AHNCache(model.config)}, **GREEDY)
 
@@ -177,6 +263,7 @@ def test_an_empty_prompt_is_refused():
         shared_model().generate(random_ids(0), **GREEDY)
 
 
+@pytest.mark.slow
 @over_trios
 @torch.no_grad()
 def test_a_long_prompt_is_read_in_chunks(family, cell, monkeypatch):

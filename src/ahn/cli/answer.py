@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,19 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ahn import generation
 from ahn.checkpoint import from_pretrained, has_memory, load_tokenizer
 from ahn.checkpoint.named_models import default_memory, evaluation_dtype
+from ahn.cli.errors import out_of_memory
 from ahn.config import AHNConfig
 from ahn.hf.attached_state import attached_state
 from ahn.hf.liger import use_liger
-from ahn.io.text import encode_chunks
+from ahn.hf.vocabulary import check_token_ids
+from ahn.io.progress import Report, progress
+from ahn.io.text import TokenisedBytes, encode_chunks
 from ahn.modeling import disabled, memory_off
 from ahn.modeling.attached import AHNModelMixin
+from ahn.runtime.free_memory import free_memory, largest_window
 
+PIECE = 1024  # tokens of a prompt between two looks at how far it is read
 NO_MEMORY = "none"  # the word for --memory that leaves a model without
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,11 @@ def load(choice: ModelChoice) -> Loaded:
 
     Raises ValueError where there is no such model or memory, or settings do not go together.
     """
-    device, dtype = _device(choice.device), _dtype(choice)
+    device, dtype = _device(choice.device), evaluation_dtype(choice.model, choice.dtype)
     is_plain = choice.memory_name is None and not _is_merged(choice.model)
     if is_plain and choice.window is None and choice.num_sinks is not None:
         raise ValueError("--num-sinks: expected --window or --memory to go with it, got neither")
-    with _named(choice.model):
+    with _named(choice.model), _same_random_numbers():
         tokenizer = load_tokenizer(choice.model)
         model = from_pretrained(
             choice.model,
@@ -90,6 +95,14 @@ def load(choice: ModelChoice) -> Loaded:
     return Loaded(model, tokenizer, _context(model, leaves_memory_out, choice.window))
 
 
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Within the context a fresh memory is the same in every process, as kept sessions ask."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def _context(
     model: PreTrainedModel, leaves_memory_out: bool, window: int | None
 ) -> AbstractContextManager[Any]:
@@ -99,34 +112,80 @@ def _context(
     return disabled(model) if window is None else memory_off(model)
 
 
-def answer(loaded: Loaded, texts: Iterable[str], options: Answering) -> None:
+def answer(
+    loaded: Loaded, texts: Iterable[str], options: Answering, size: int | None = None
+) -> None:
     """Print the answer to a prompt, given in chunks of text, word by word to stdout.
 
-    With a window, memory use does not depend on the prompt's length.
+    With a window, memory use does not depend on the prompt's length. How far it is read is shown
+    on stderr.
+
+    Args:
+        size: bytes of the whole prompt, where they are known: they say what is left.
 
     Raises ValueError where the prompt is empty or an option is out of range.
     """
-    ids = encode_chunks(loaded.tokenizer, texts)
     with loaded.context:
         if (
             not isinstance(loaded.model, AHNModelMixin)
             or not attached_state(loaded.model).mode.is_bounded
         ):
+            ids = encode_chunks(loaded.tokenizer, texts)
             _answer_with_full_attention(loaded, torch.cat(list(ids), 1), options)
             return
-        printer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+        with _says_what_fits(loaded.model):
+            _answer_with_memory(loaded, texts, options, size)
+
+
+def _answer_with_memory(
+    loaded: Loaded, texts: Iterable[str], options: Answering, size: int | None
+) -> None:
+    with progress() as report:
         tokens = generation.stream(
             loaded.model,
-            ids,
+            _reported(loaded.tokenizer, texts, size, report),
             max_new_tokens=options.max_new_tokens,
             prefill_chunk_size=options.prefill_chunk_size,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
         )
-        for token in tokens:
-            printer.put(token.cpu())
-        printer.end()
+        first = list(islice(tokens, 1))  # there once the prompt is read
+    printer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+    for token in chain(first, tokens):
+        printer.put(token.cpu())
+    printer.end()
+
+
+@contextmanager
+def _says_what_fits(model: PreTrainedModel) -> Iterator[None]:
+    """Memory that does not suffice within the context is a ValueError that names what would fit."""
+    free = free_memory(model.device)
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        own, most = attached_state(model).config.window, None
+        if free is not None:
+            most = largest_window(model, free)
+        smaller = most and most < own
+        fits = f"--window {most} fits" if smaller else "a smaller --prefill-chunk-size may fit"
+        if (message := out_of_memory(error, fits)) is None:
+            raise
+        raise ValueError(message) from error
+
+
+def _reported(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], size: int | None, report: Report
+) -> Iterator[torch.Tensor]:
+    """Token ids `[1, n]` of a prompt in small pieces; what was asked for before has been read."""
+    done, read = 0, TokenisedBytes()
+    for ids in encode_chunks(tokenizer, read.passed(texts)):
+        given = done + ids.shape[1]
+        total = round(given * size / read.count) if size and read.count else None
+        for piece in ids.split(PIECE, dim=1):
+            report("reading", done, total)
+            yield piece
+            done += piece.shape[1]
 
 
 def _answer_with_full_attention(loaded: Loaded, ids: torch.Tensor, options: Answering) -> None:
@@ -136,6 +195,7 @@ def _answer_with_full_attention(loaded: Loaded, ids: torch.Tensor, options: Answ
     if options.temperature:
         names = ("temperature", "top_k", "top_p")
         sampling = {"do_sample": True, **{name: getattr(options, name) for name in names}}
+    check_token_ids(int(ids.max()), model)
     ends = model.generation_config.eos_token_id
     model.generate(
         ids.to(model.device),
@@ -150,13 +210,6 @@ def _answer_with_full_attention(loaded: Loaded, ids: torch.Tensor, options: Answ
             **sampling,
         ),
     )
-
-
-def _dtype(choice: ModelChoice) -> str:
-    """The dtype to load in; ValueError where the model is not used in the one asked for."""
-    if choice.dtype not in DTYPES:
-        raise ValueError(f"--dtype: expected one of {', '.join(DTYPES)}, got {choice.dtype!r}")
-    return evaluation_dtype(choice.model, choice.dtype)
 
 
 def _is_merged(model: str) -> bool:

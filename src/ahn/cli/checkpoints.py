@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
+from ahn.checkpoint.named_models import resolve
 from ahn.cli import options
+from ahn.cli.output import Json, check_folder, examples, print_json
+from ahn.io.progress import progress
 
 if TYPE_CHECKING:
-    from ahn.checkpoint.merging import Progress
+    from ahn.checkpoint.compare import Diff
 
 Base = Annotated[str, Argument(help=f"Folder or hub name of a base, or {options.NAMES}.")]
 AMemory = Annotated[
@@ -27,8 +28,11 @@ AMemory = Annotated[
     ),
 ]
 Out = Annotated[Path, Argument(help="A new or empty folder.")]
-Merged = Annotated[Path, Argument(help="Folder with base and memory.")]
-Folder = Annotated[Path, Argument(help="Folder of a base, of a memory, or of both.")]
+Merged = Annotated[str, Argument(help="Folder or hub name of a base with a memory.")]
+Folder = Annotated[
+    str,
+    Argument(help=f"Folder or hub name of a base, of a memory or of both, or {options.NAMES}."),
+]
 Format = Annotated[
     str | None, Option(help="ahn or released; left out, the layout that was merged.")
 ]
@@ -63,8 +67,9 @@ def merge(
     """
     from ahn import checkpoint
 
-    with _bar() as progress:
-        checkpoint.merge(base, memory, out, window=window, num_sinks=num_sinks, progress=progress)
+    check_folder("out", out)
+    with progress("bytes") as report:
+        checkpoint.merge(base, memory, out, window=window, num_sinks=num_sinks, progress=report)
     print(f"{out} holds {base} with the memory {memory}.")
 
 
@@ -72,27 +77,52 @@ def split(merged: Merged, out: Out, format: Format = None) -> None:
     """Write the memory of a merged folder as a folder of its own."""
     from ahn import checkpoint
 
-    checkpoint.split(merged, out, format=format)
+    check_folder("out", out)
+    with progress("bytes") as report:
+        checkpoint.split(place(merged), out, format=format, progress=report)
     print(f"{out} holds the memory of {merged}.")
 
 
-def inspect(path: Folder, verify: Verify = False) -> None:
-    """Say what a folder holds; the last line of the output is one JSON object."""
+def inspect(path: Folder, verify: Verify = False, as_json: Json = False) -> None:
+    """Say what a folder holds."""
     from ahn import checkpoint
 
-    facts = checkpoint.inspect(path, verify=verify)
-    table = Table(show_header=False)
-    for name, value in _lines(facts):
-        table.add_row(name, value)
-    Console().print(table, markup=False)
-    print(json.dumps(facts))
+    with progress("bytes") as report:
+        facts = checkpoint.inspect(place(path), verify=verify, progress=report)
+    if not as_json:
+        table = Table(show_header=False)
+        for name, value in _lines(facts):
+            table.add_row(name, value)
+        Console().print(table, markup=False)
+    print_json(facts, as_json)
 
 
-def diff(left: Folder, right: Folder, top: Top = 20) -> None:
+def diff(left: Folder, right: Folder, top: Top = 20, as_json: Json = False) -> None:
     """Compare two folders tensor by tensor; ends with 1 where they differ."""
     from ahn import checkpoint
 
-    difference = checkpoint.diff(left, right)
+    with progress("tensors") as report:
+        difference = checkpoint.diff(place(left), place(right), progress=report)
+    if not as_json:
+        _show(difference, left, right, top)
+    print_json(asdict(difference), as_json)
+    if difference:
+        raise typer.Exit(1)
+
+
+def place(name: str) -> Path:
+    """The folder that a user names: a folder, a named model's, or a copy of one on the hub."""
+    found = Path(resolve(name)[0])
+    is_hub_name = name.count("/") == 1 and not found.exists() and not Path(name).parent.exists()
+    if not is_hub_name:
+        return found
+    from ahn.checkpoint.hub import BASE_FILES, fetched
+
+    return fetched(name, None, {}, BASE_FILES, "folder")
+
+
+def _show(difference: Diff, left: str, right: str, top: int) -> None:
+    """Print the differences of two checkpoints as text."""
     for where, keys in ((left, difference.only_left), (right, difference.only_right)):
         for key in keys[:top]:
             print(f"only in {where}: {key}")
@@ -105,12 +135,14 @@ def diff(left: Folder, right: Folder, top: Top = 20) -> None:
     if difference.differing:
         Console().print(table)
     print(f"{difference.equal} tensors are equal, {len(difference.differing)} differ.")
-    print(json.dumps(asdict(difference)))
-    if difference:
-        raise typer.Exit(1)
 
 
-COMMANDS = (merge, split, inspect, diff)
+COMMANDS: dict[Callable[..., None], str] = {
+    merge: examples("ahn merge BASE MEMORY merged --window 32640"),
+    split: examples("ahn split merged memory", "ahn split merged memory --format released"),
+    inspect: examples("ahn inspect embedded", "ahn inspect merged --verify --json"),
+    diff: examples("ahn diff memory other-memory --top 5"),
+}
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -127,19 +159,3 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "dtypes", ", ".join(facts["dtypes"])
     yield "files", ", ".join(facts["files"])
     yield "bytes", f"{facts['bytes']:,}"
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """A progress bar in bytes, on a terminal."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(
-        *columns, TransferSpeedColumn(), console=console, disable=not console.is_terminal
-    ) as shown:
-        task = shown.add_task("copying", total=None)
-        yield lambda name, done, total: shown.update(
-            task, description=name, completed=done, total=total
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -13,8 +12,11 @@ from typing import Annotated
 
 import typer
 
-from ahn.cli import bench, checkpoints, evaluate, options, train
-from ahn.cli.errors import INTERRUPTED, OneLineErrors
+from ahn.cli import ask, bench, chat, checkpoints, evaluate, offline, options, plan, serve, train
+from ahn.cli.errors import OneLineErrors
+from ahn.cli.output import Json, check_target, examples, print_json
+from ahn.startup import INTERRUPTED, started_as_program
+from ahn.versions import warn_of_untried_versions
 
 # Spellings of the original code, read at the command line and nowhere else.
 LEGACY = {"sliding-window": "window", "num-attn-sinks": "num-sinks"}
@@ -26,14 +28,23 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+HELP = ["-h", "--help"]
+
 app = typer.Typer(
     name="ahn",
     cls=OneLineErrors,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="A bounded memory for long context, for any Hugging Face decoder.",
-    context_settings={"token_normalize_func": lambda name: LEGACY.get(name, name)},
+    context_settings={
+        "token_normalize_func": lambda name: LEGACY.get(name, name),
+        "help_option_names": HELP,
+    },
+    epilog=examples(
+        "ahn demo",
+        "ahn generate --model embedded --prompt 'def read(path):'",
+        "ahn COMMAND --help",
+    ),
 )
 
 
@@ -66,42 +77,57 @@ def _before_every_command(
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    if started_as_program():  # elsewhere `import ahn` has done it
+        warn_of_untried_versions()
 
 
-@app.command()
+@app.command(epilog=examples("ahn demo", "ahn demo --text book.txt --steps 0 --json"))
 def demo(
     text: options.Text = None,
-    tokens: options.Tokens = 16384,
-    steps: options.Steps = 32,
+    tokens: options.Tokens = 8192,
+    haystacks: options.Haystacks = 2,
+    steps: options.Steps = 16,
     png: options.Png = Path("ahn-demo.png"),
     seed: options.DemoSeed = 0,
+    as_json: Json = False,
 ) -> None:
-    """Measure on real text what a bounded memory recovers, in about two minutes on two cores.
+    """Show what a bounded memory recalls and recovers, in about three minutes on two cores.
 
-    Bits per byte beyond the budget with full attention, with the window alone, with each memory
-    shipped with the package and with one distilled while you watch. The last line of the output
-    is one JSON object with all figures.
+    Facts are hidden in long texts and asked for at their ends. Then bits per byte of plain text
+    beyond the budget. With full attention, the window alone, a larger window of as many bytes as
+    the slots, each memory shipped with the package, and one distilled while you watch. --json, or
+    a pipe, gives all figures as one line of JSON.
     """
     from rich.console import Console
 
-    from ahn.demo import DemoSettings, print_result, progress, run_demo
+    from ahn.demo import DemoSettings, print_result, run_demo
+    from ahn.io.progress import progress
     from ahn.plots import demo_figure
 
-    _check_target(png)
-    with progress(Console(stderr=True)) as report:
-        result = run_demo(DemoSettings(text, tokens, steps, seed), report)
-    print_result(result, Console())
+    check_target("--png", png)
+    with progress("") as report:
+        result = run_demo(DemoSettings(text, tokens, haystacks, steps, seed), report)
     demo_figure(result.to_dict(), png)
-    print(f"The picture is in {png}.")
-    print(json.dumps(result.to_dict()))
+    if not as_json:
+        print_result(result, Console())
+        print(f"The picture is in {png}.")
+    print_json(result.to_dict(), as_json)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "ahn generate --model embedded --prompt 'def read(path):'",
+        "cat book.txt | ahn generate --model BASE --memory MEMORY -",
+        "ahn generate --model BASE --file book.txt --memory MEMORY --temperature 0.7 --seed 1",
+        "ahn generate --engine vllm --model merged --prompts prompts.jsonl > answers.jsonl",
+    )
+)
 def generate(
     model: options.Model,
     source: options.Source = None,
     prompt: options.Prompt = None,
     file: options.File = None,
+    prompts: options.Prompts = None,
     memory: options.Memory = None,
     window: options.Window = None,
     num_sinks: options.NumSinks = None,
@@ -114,13 +140,31 @@ def generate(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     liger: options.Liger = False,
+    engine: options.Engine = offline.TRANSFORMERS,
 ) -> None:
-    """Continue a prompt from exactly one of --prompt, --file and - (standard input).
+    """Continue a prompt from exactly one of --prompt, --file and - (standard input), or --prompts.
 
-    A prompt from a file or standard input is cut at line ends into chunks of 64 KiB, and each
-    chunk is tokenised by itself: memory use does not depend on the prompt's length, but tokens at
-    those cuts can differ from those of the uncut text.
+    A prompt from a file or standard input is read in chunks: memory use does not depend on its
+    length, and its tokens are those of the uncut text.
     """
+    of_transformers = {
+        "--memory": memory,
+        "--window": window,
+        "--num-sinks": num_sinks,
+        "--prefill-chunk-size": prefill_chunk_size,
+        "--device": device,
+        "--liger": liger,
+    }
+    if offline.is_vllm(engine, of_transformers):
+        sampling = offline.Sampling(max_new_tokens, temperature, top_k, top_p, seed)
+        with _prompt(source, prompt, file, prompts) as texts:
+            if prompts is None:
+                offline.print_answer(model, texts, sampling, dtype)
+            else:
+                offline.print_answers(model, prompts, sampling, dtype)
+        return
+    if prompts is not None:
+        raise ValueError(f"--prompts: expected --engine vllm to go with it, got {engine}")
     import torch
 
     from ahn.cli.answer import Answering, ModelChoice, answer, load
@@ -130,38 +174,39 @@ def generate(
         loaded = load(ModelChoice(model, memory, window, num_sinks, dtype, device, liger))
         if seed is not None:
             torch.manual_seed(seed)
-        answer(loaded, texts, answering)
+        size = None if file is None else file.stat().st_size
+        answer(loaded, texts, answering, size)
 
 
-for _command in checkpoints.COMMANDS:
-    app.command()(_command)
+app.command(epilog=ask.EXAMPLES)(ask.ask)
+app.command(epilog=chat.EXAMPLES)(chat.chat)
+app.command(epilog=plan.EXAMPLES)(plan.plan)
+for _command, _epilog in (checkpoints.COMMANDS | serve.COMMANDS).items():
+    app.command(epilog=_epilog)(_command)
 app.add_typer(bench.app)
-for _name, _function in evaluate.COMMANDS.items():
-    app.command(_name)(_function)
+for _name, (_function, _epilog) in evaluate.COMMANDS.items():
+    app.command(_name, epilog=_epilog)(_function)
 app.command(context_settings=train.SETTINGS)(train.train)
 
 
 @contextmanager
-def _prompt(source: str | None, prompt: str | None, file: Path | None) -> Iterator[Iterator[str]]:
-    """The prompt in chunks of text, from the one place it was given in."""
+def _prompt(
+    source: str | None, prompt: str | None, file: Path | None, prompts: Path | None = None
+) -> Iterator[Iterator[str]]:
+    """The prompt in chunks of text, from the one place it was given in; none of `prompts`."""
     from ahn.io.text import text_chunks
 
     if source not in (None, "-"):
         raise ValueError(f"command line: expected - for standard input, got {source!r}")
-    given = sum(x is not None for x in (source, prompt, file))
+    given = sum(x is not None for x in (source, prompt, file, prompts))
     if given != 1:
         raise ValueError(f"prompt: expected exactly one of --prompt, --file and -, got {given}")
-    if prompt is not None:
+    if prompts is not None:
+        yield iter(())
+    elif prompt is not None:
         yield iter([prompt])
     elif file is not None:
         with file.open("rb") as opened:
             yield text_chunks(opened, str(file))
     else:
         yield text_chunks(sys.stdin.buffer, "standard input")
-
-
-def _check_target(path: Path) -> None:
-    """Refuse a picture that cannot be written before the minutes of measuring, not after."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"--png: expected a file in a folder that can be written, got {path}")

@@ -11,7 +11,9 @@ from typer import Argument, BadParameter, Option
 from ahn.checkpoint.named_models import NAMED_MODELS
 
 NAMES = " or ".join(NAMED_MODELS)
-DEFAULTS = ", ".join(f"{name}: {model.default_memory}" for name, model in NAMED_MODELS.items())
+DEFAULTS = ", ".join(
+    f"{name}: {model.default_memory or 'none'}" for name, model in NAMED_MODELS.items()
+)
 
 
 def integer(minimum: int) -> Callable[[str], int]:
@@ -27,6 +29,11 @@ def integer(minimum: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def rows(value: str) -> int | str:
+    """An integer >= 1 or the word auto; raises BadParameter in this package's words."""
+    return value if value == "auto" else integer(1)(value)
 
 
 def numbers(kind: type, minimum: float) -> Callable[[str], Any]:
@@ -76,16 +83,29 @@ def _number(value: str) -> float:
         return float("nan")  # in no range
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def dtype_name(value: str) -> str:
+    """One of `DTYPES`; raises BadParameter in this package's words."""
+    if value not in DTYPES:
+        raise BadParameter(f"expected one of {', '.join(DTYPES)}, got {value!r}")
+    return value
+
+
 Text = Annotated[
     Path | None, Option(help="UTF-8 file to read instead of held-out standard library modules.")
 ]
-Tokens = Annotated[int, at_least(1, "The most tokens to read each way.")]
+Tokens = Annotated[int, at_least(1, "The most tokens of plain text to read each way.")]
+Haystacks = Annotated[
+    int, at_least(0, "Long texts with hidden facts to read each way; 0 leaves them out.")
+]
 Steps = Annotated[
     int,
     at_least(0, "Steps of the live distillation; 0 leaves it out."),
 ]
 Png = Annotated[Path, Option(help="Picture to write.")]
-DemoSeed = Annotated[int, at_least(0, "Of the live distillation.")]
+DemoSeed = Annotated[int, at_least(0, "Of the facts and the live distillation.")]
 
 Model = Annotated[str, Option(help=f"Folder, name on the Hugging Face hub, or the word {NAMES}.")]
 Source = Annotated[
@@ -93,6 +113,47 @@ Source = Annotated[
 ]
 Prompt = Annotated[str | None, Option(help="The prompt itself.")]
 File = Annotated[Path | None, Option(help="UTF-8 file with the prompt.")]
+Prompts = Annotated[
+    Path | None,
+    Option(
+        help="JSONL file of prompts, each a string or an object with a prompt, answered at once "
+        "with a line of JSON each. With --engine vllm."
+    ),
+]
+Engine = Annotated[
+    str,
+    Option(help="transformers, or vllm for folders of ahn merge: many prompts at once."),
+]
+Files = Annotated[
+    list[Path] | None,
+    Option(
+        "--file",
+        metavar="FILE",
+        help="A text to read, several if given again: UTF-8, or by its name .pdf or .html.",
+    ),
+]
+StandardInput = Annotated[
+    str | None, Argument(metavar="-", help="- reads a text from standard input, after the files.")
+]
+Questions = Annotated[
+    list[str] | None,
+    Option(
+        "--question",
+        metavar="TEXT",
+        help="What to ask, several if given again: each as if asked first.",
+    ),
+]
+System = Annotated[str | None, Option(help="The system prompt.")]
+Plain = Annotated[
+    bool, Option("--plain", help="Use no chat template: what is asked continues the text.")
+]
+SessionFolderOption = Annotated[
+    Path | None,
+    Option(
+        "--session",
+        help="Folder that keeps what was read, so that it is read once; made where it is missing.",
+    ),
+]
 Memory = Annotated[
     str | None,
     Option(
@@ -132,7 +193,9 @@ TopP = Annotated[
     float, Option(parser=share, metavar="X", help="Sample among this much probability; 1: all.")
 ]
 Seed = Annotated[int | None, at_least(0, "Makes sampling repeatable.")]
-Dtype = Annotated[str, Option(help="auto (as saved), float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str, Option(parser=dtype_name, help="auto (as saved), float32, bfloat16 or float16.")
+]
 Device = Annotated[str | None, Option(help="cpu, cuda, ...; left out, the GPU if there is one.")]
 Liger = Annotated[
     bool,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ahn.hf.cache_argument import CACHE
-from ahn.hf.inputs import left_padding
+from ahn.hf.inputs import check_rows_end_in_tokens, left_padding
+from ahn.hf.vocabulary import check_token_ids
 from ahn.layer.cache import AHNCache
 from ahn.runtime.fill_cache import fill_cache
 from ahn.runtime.prefill_chunk import default_prefill_chunk_size
@@ -37,7 +39,8 @@ def prefill(
         Logits `[B, vocabulary]` of the token that follows, and the cache.
 
     Raises:
-        ValueError: no tokens, a chunk size below 1, or padding that is not on the left.
+        ValueError: no tokens, one that the base has not, a chunk size below 1, or padding that is
+            not on the left.
     """
     cache = AHNCache(model.config) if cache is None else cache
     padding = _left_padding(ids, attention_mask, cache)
@@ -46,16 +49,20 @@ def prefill(
         prefill_chunk_size = default_prefill_chunk_size(model, batch)
     logits = None
     for chunk, is_last in _with_last(split(ids, prefill_chunk_size)):
-        chunk = chunk.to(model.device)
-        options = {} if padding is None else _padded_inputs(chunk, padding, cache, attention_mask)
+        inputs = _inputs(model, chunk, cache, padding, attention_mask)
         if is_last:
-            inputs = {"input_ids": chunk, CACHE: cache, **options}
             logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         else:
-            fill_cache(model, input_ids=chunk, **{CACHE: cache}, **options)
+            fill_cache(model, **inputs)
     if logits is None:
         raise ValueError("prompt: expected at least one token, got none")
     return logits, cache
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, ids: Tensor, cache: AHNCache) -> None:
+    """Read tokens `[B, T]` into a cache in one forward, as `prefill` does before its last chunk."""
+    fill_cache(model, **_inputs(model, ids, cache, cache.memory_layers[0].padding, None))
 
 
 def split(ids: Tensor | Iterable[Tensor], prefill_chunk_size: int) -> Iterator[Tensor]:
@@ -108,9 +115,23 @@ def _left_padding(
         raise ValueError(f"attention_mask: expected ids of shape {list(mask.shape)}, got {got}")
     if layer.seen:
         raise ValueError(f"attention_mask: expected a new cache, got one of {layer.seen} tokens")
-    if not mask[:, -1].all():
-        raise ValueError("attention_mask: expected left padding, got a row that ends in padding")
+    check_rows_end_in_tokens(mask)
     return left_padding(mask.bool(), None, 0)
+
+
+def _inputs(
+    model: PreTrainedModel,
+    chunk: Tensor,
+    cache: AHNCache,
+    padding: Tensor | None,
+    mask: Tensor | None,
+) -> dict[str, Any]:
+    """What one forward is given to read a chunk."""
+    if chunk.device.type == "cpu" and chunk.numel():  # elsewhere to ask is to wait
+        check_token_ids(int(chunk.max()), model)
+    chunk = chunk.to(model.device)
+    padded = {} if padding is None else _padded_inputs(chunk, padding, cache, mask)
+    return {"input_ids": chunk, CACHE: cache, **padded}
 
 
 def _padded_inputs(
@@ -120,7 +141,9 @@ def _padded_inputs(
     seen, length = cache.get_seq_length(), chunk.shape[1]
     index = torch.arange(seen, seen + length, device=chunk.device)
     position = index - padding.to(chunk.device)[:, None]
-    options = {"position_ids": position.clamp(min=0)}
+    offset = cache.memory_layers[0].rope_offset
+    position = position.clamp(min=0) if offset is None else position + offset[:, None]
+    options = {"position_ids": position}
     if mask is not None:
         options["attention_mask"] = mask[:, : seen + length].to(chunk.device)
     return options

@@ -54,12 +54,12 @@ def stream(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-    warp = _warpers(temperature, top_k, top_p)
+    warp = warpers(temperature, top_k, top_p)
     logits, cache = prefill(
         model, ids, cache, prefill_chunk_size=prefill_chunk_size, attention_mask=attention_mask
     )
     decode = DecodeStep(model, cache, step)
-    tokens = _decoded(logits, decode, _end_tokens(model), lambda x: _choose(x, warp, generator))
+    tokens = _decoded(logits, decode, end_tokens(model), lambda x: choose(x, warp, generator))
     yield from islice(tokens, max_new_tokens)
 
 
@@ -81,7 +81,7 @@ def _decoded(
         token = torch.where(ended, token, choose(decode(token)))
 
 
-def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList | None:
+def warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList | None:
     """Transformers' own warpers for sampling; None for greedy decoding."""
     if temperature < 0:
         raise ValueError(f"temperature: expected >= 0, got {temperature}")
@@ -91,17 +91,18 @@ def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorLis
         raise ValueError(f"top_p: expected above 0 and at most 1, got {top_p}")
     if temperature == 0:
         return None
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    chain = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
+        chain.append(TopKLogitsWarper(top_k))
     if top_p < 1:
-        warpers.append(TopPLogitsWarper(top_p))
-    return warpers
+        chain.append(TopPLogitsWarper(top_p))
+    return chain
 
 
-def _choose(
+def choose(
     logits: Tensor, warp: LogitsProcessorList | None, generator: torch.Generator | None
 ) -> Tensor:
+    """The next token `[B]` by logits `[B, vocabulary]`: the likeliest, or a sample."""
     if warp is None:
         return logits.argmax(-1)
     no_history: Any = None  # these warpers use the scores alone
@@ -109,7 +110,8 @@ def _choose(
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
-def _end_tokens(model: PreTrainedModel) -> Tensor:
+def end_tokens(model: PreTrainedModel) -> Tensor:
+    """Ids of the tokens that end an answer."""
     ends = model.generation_config.eos_token_id
     ends = [] if ends is None else ends
     return torch.tensor([ends] if isinstance(ends, int) else list(ends), dtype=torch.long)

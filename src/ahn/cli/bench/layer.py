@@ -10,6 +10,8 @@ from ahn.cli.bench import options
 from ahn.cli.bench.result import report
 from ahn.cli.bench.setup import placed
 from ahn.cli.options import Device, at_least
+from ahn.cli.output import Json, check_target
+from ahn.io.progress import progress
 
 
 def kernels(
@@ -29,16 +31,20 @@ def kernels(
     dtype: options.Dtype = "bfloat16",
     device: Device = None,
     out: options.Out = None,
+    as_json: Json = False,
 ) -> None:
     """The kernels of one layer beside their peers."""
+    check_target("--out", out)
     from ahn.bench import bench_kernels, measure_ceilings
     from ahn.bench.gradients import bench_gradients
 
     place, number = placed(device, dtype)
     sizes = {"tokens": tokens, "heads": heads, "groups": groups, "dim": dim, "window": window}
     known: dict[str, Any] = {**sizes, "device": place, "dtype": number}
-    if gradients:
-        rows = bench_gradients(**known)
-    else:
-        rows = bench_kernels(**known, prefill_chunk_size=prefill_chunk_size, peers=peers)
-    report("kernels", rows, measure_ceilings(place), out, {**sizes, "dtype": dtype})
+    with progress("rows") as shown:
+        if gradients:
+            rows = bench_gradients(**known, report=shown)
+        else:
+            known |= {"prefill_chunk_size": prefill_chunk_size, "peers": peers}
+            rows = bench_kernels(**known, report=shown)
+    report("kernels", rows, measure_ceilings(place), out, {**sizes, "dtype": dtype}, as_json)

@@ -7,17 +7,19 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from ahn.cli.options import at_least, several
+from ahn.cli.options import NAMES, at_least, several
 
 Model = Annotated[
     str,
     Option(
         help="qwen2.5-0.5b, -1.5b, -3b, -7b, -14b or tiny (random weights), a config.json "
-        "(random weights), or a folder or hub name with weights."
+        f"(random weights), or for trained weights a folder, a hub name or {NAMES}."
     ),
 ]
 Methods = Annotated[str, Option(help="Of ahn, window and full, joined by commas.")]
-Cell = Annotated[str, Option(help="GatedDeltaNet, DeltaNet, Mamba2 or a registered cell.")]
+Cell = Annotated[str, Option(help="GatedDeltaNet, DeltaNet, Mamba2, a registered cell, or none.")]
+Slots = Annotated[int, at_least(0, "Exact slots of each key head.")]
+SlotBits = Annotated[int, Option(help="Of each number in a slot: 16, 8 or 4.")]
 Window = Annotated[int, at_least(1, "Tokens seen exactly.")]
 Sinks = Annotated[int, at_least(0, "First tokens always seen.")]
 Tokens = Annotated[int, at_least(1, "Tokens in the cache.")]

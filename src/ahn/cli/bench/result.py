@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from ahn.cli.output import print_json
 
 
 def report(
@@ -14,8 +15,9 @@ def report(
     ceilings: dict[str, float],
     out: Path | None,
     facts: dict[str, Any],
+    as_json: bool = False,
 ) -> None:
-    """Print the table and the line of JSON; write the file where one is wanted."""
+    """Print the table or the line of JSON; write the file where one is wanted."""
     from rich.console import Console
     from rich.table import Table
 
@@ -26,7 +28,8 @@ def report(
     table = Table(*columns, title=f"ahn bench {what}")
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if not as_json:
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
     result = {
         **environment(_command(sys.argv[1:])),
         "bench": what,
@@ -36,7 +39,7 @@ def report(
     }
     if out is not None:
         write_json(out, result)
-    print(json.dumps(result))
+    print_json(result, as_json)
 
 
 def _command(arguments: list[str]) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ahn.io.progress import Report, under_way
+
 if TYPE_CHECKING:
     import torch
 
     from ahn.bench import BenchModel
 
+NO_MEMORY = "none"  # the word for --memory that leaves a model without a cell
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -25,16 +28,29 @@ class Setup:
     device: str | None
     liger: bool
     kernels: str = "auto"
+    slots: int = 0
+    slot_bits: int = 16
 
-    def build(self) -> tuple[BenchModel, dict[str, float]]:
-        """The model, and the machine's ceilings."""
+    def build(self, report: Report | None = None) -> tuple[BenchModel, dict[str, float]]:
+        """The model, and the machine's ceilings; `report` is told that it is being made."""
         from ahn.bench import build, measure_ceilings
+        from ahn.bench.models import check_name
         from ahn.config import AHNConfig
 
         place, number = placed(self.device, self.dtype)
+        check_name(self.model)
         ceilings = measure_ceilings(place)
-        settings = AHNConfig(memory=self.memory, window=self.window, num_sinks=self.num_sinks)
-        built = build(self.model, settings, place, number, liger=self.liger, kernels=self.kernels)
+        settings = AHNConfig(
+            memory=None if self.memory == NO_MEMORY else self.memory,
+            window=self.window,
+            num_sinks=self.num_sinks,
+            slots=self.slots,
+            slot_bits=self.slot_bits,
+        )
+        with under_way("building the model", report):
+            built = build(
+                self.model, settings, place, number, liger=self.liger, kernels=self.kernels
+            )
         return built, ceilings
 
     def facts(self, built: BenchModel) -> dict[str, Any]:
@@ -56,7 +72,11 @@ def placed(device: str | None, dtype: str) -> tuple[torch.device, torch.dtype]:
 
     if dtype not in DTYPES:
         raise ValueError(f"--dtype: expected bfloat16, float16 or float32, got {dtype!r}")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: expected one that PyTorch can use, got {name!r}") from error
     return place, getattr(torch, dtype)
 
 

@@ -10,6 +10,8 @@ from ahn.cli.bench import options
 from ahn.cli.bench.result import report
 from ahn.cli.bench.setup import Setup, placed
 from ahn.cli.options import Device, Liger, at_least, several
+from ahn.cli.output import Json, check_target
+from ahn.io.progress import progress
 
 
 def train(
@@ -29,20 +31,24 @@ def train(
     dtype: options.Dtype = "bfloat16",
     device: Device = None,
     out: options.Out = None,
+    as_json: Json = False,
 ) -> None:
     """A step of distillation; under torchrun, of all processes together."""
+    check_target("--out", out)
     from ahn.bench.train import accelerator, bench_train, profile_train
 
     runner = accelerator(strategy, *placed(device, dtype))
     setup = Setup(model, memory, window, num_sinks, dtype, str(runner.device), liger, kernels)
-    built, ceilings = setup.build()
-    if profile:
-        measured = profile_train(built, runner, next(iter(lengths)), rows)
-    else:
-        measured = bench_train(
-            built, runner, list(lengths), rows=rows, steps=steps, ceilings=ceilings
-        )
+    known: dict[str, Any] = {"rows": rows, "steps": steps}
+    with progress("lengths") as shown:
+        report_to = shown if runner.is_main_process else None
+        built, ceilings = setup.build(report_to)
+        if profile:
+            measured = profile_train(built, runner, next(iter(lengths)), rows)
+        else:
+            known |= {"ceilings": ceilings, "report": report_to}
+            measured = bench_train(built, runner, list(lengths), **known)
     if runner.is_main_process:
         facts = {"strategy": strategy, "liger": liger, "kernels": kernels, **setup.facts(built)}
-        report("train", measured, ceilings, out, facts)
+        report("train", measured, ceilings, out, facts, as_json)
     runner.end_training()
