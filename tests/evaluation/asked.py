@@ -9,7 +9,7 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 
 import standin
-from ahn.evaluation.lm import AHNLM
+from ahn.evaluation.lm import AHNLM, METHODS
 
 SHORT = ["def f(x):", "class A:\n    x = 1", "import os", "for i in x:\n"]
 LONG = standin.PARAGRAPH * 4
@@ -24,8 +24,14 @@ def requests(*arguments):
 
 
 def lm(method="ahn", *, model=None, **options):
-    model = standin.load("GatedDeltaNet")[0] if model is None else model
+    model = _model_for(method) if model is None else model
     return AHNLM(model, method=method, tokenizer=copy.deepcopy(standin.tokenizer()), **options)
+
+
+def _model_for(method):
+    """The stand-in with a memory that the method takes: with slots where it asks for them."""
+    slots = "-Slots" if method in METHODS and METHODS[method].needs_slots else ""
+    return standin.load(f"GatedDeltaNet{slots}")[0]
 
 
 def scores(model, pairs=PAIRS):

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 from lm_eval.tasks.ruler.cwe_utils import WORDS
-from typer.testing import CliRunner
 
 import ahn
-from ahn.cli import app
 from ahn.embedded.tokenizer import save_tokenizer, train_tokenizer
 from ahn.evaluation.lm import AHNLM
 from ahn.evaluation.report import write_report
 from ahn.evaluation.tasks.longbench import task as longbench
 from ahn.evaluation.tasks.lveval import task as lveval
 from ahn.evaluation.tasks.ruler import task as ruler
+from commands import call
 from tiny_models import base_model, wake
 
 VOCABULARY = 3000
@@ -96,10 +95,10 @@ def write(file, *documents):
     file.write_text("".join(json.dumps(document) + "\n" for document in documents))
 
 
-def call(folder, output, *arguments):
+def evaluated(folder, output, *arguments):
     base = ["--model", folder, "--memory", folder / "DeltaNet", "--methods", "ahn", "--device",
             "cpu", "--output", output]  # fmt: skip
-    return CliRunner().invoke(app, ["eval", *map(str, (*arguments, *base))])
+    return call("eval", *arguments, *base)
 
 
 def done(found, output):
@@ -132,13 +131,14 @@ GROUPS = {  # data sets, samples of each, the metrics each has
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_runs_offline_on_files_of_its_own(folder, tmp_path, offline, group):
     count, samples, metrics = GROUPS[group]
     lengths = {"lveval": ["--lengths", "16384,32768"], "ruler": ["--lengths", "4096"]}
     more = [*lengths.get(group, []), "--data", folder / "data", "--samples", 2]
-    tasks = done(call(folder, tmp_path, group, *more), tmp_path)
+    tasks = done(evaluated(folder, tmp_path, group, *more), tmp_path)
     assert len(tasks) == count
     for name, task in tasks.items():
         assert (task["samples"], task["skipped"]) == (samples, 0), name
@@ -150,18 +150,19 @@ def test_every_group_runs_offline_on_files_of_its_own(folder, tmp_path, offline,
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_evidence_is_where_the_answer_is(folder, tmp_path):
-    done(call(folder, tmp_path, "longbench_hotpotqa", "--data", folder / "data"), tmp_path)
+    done(evaluated(folder, tmp_path, "longbench_hotpotqa", "--data", folder / "data"), tmp_path)
     found = records(tmp_path, "longbench_hotpotqa")
     assert {each["evidence"]["kind"] for each in found} == {"answer string search"}
     assert all(len(each["evidence"]["spans"]) == 9 for each in found)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ruler_makes_as_many_samples_of_each_length_as_asked(folder, tmp_path):
     made = []
     for output in (tmp_path / "once", tmp_path / "again"):
         options = ["--lengths", "600,900", "--samples", 3]
-        task = done(call(folder, output, "niah_single_1", *options), output)["niah_single_1"]
+        task = done(evaluated(folder, output, "niah_single_1", *options), output)["niah_single_1"]
         assert task["samples"] == 6 and set(task["metrics"]) == {"600", "900"}
         found = records(output, "niah_single_1")
         assert [each["doc"]["max_length"] for each in found] == [600] * 3 + [900] * 3
@@ -169,7 +170,7 @@ def test_ruler_makes_as_many_samples_of_each_length_as_asked(folder, tmp_path):
         made.append([each["doc"] for each in found])
     assert made[0] == made[1]  # the seed decides, else no run could be resumed
     options = ["--lengths", "600", "--samples", 3, "--seed", 1]
-    done(call(folder, tmp_path / "other", "niah_single_1", *options), tmp_path / "other")
+    done(evaluated(folder, tmp_path / "other", "niah_single_1", *options), tmp_path / "other")
     assert [r["doc"] for r in records(tmp_path / "other", "niah_single_1")] != made[0][:3]
 
 
@@ -177,7 +178,7 @@ def test_ruler_makes_as_many_samples_of_each_length_as_asked(folder, tmp_path):
 def test_empty_answers_are_scored_and_counted(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(AHNLM, "generate_until", lambda self, requests, *_: ["\n "] * len(requests))
     options = ["--data", folder / "data", "--samples", 3, "--lengths", 16384]
-    found = call(folder, tmp_path, "longbench_dureader", "ahn_lveval_cmrc_mixup", *options)
+    found = evaluated(folder, tmp_path, "longbench_dureader", "ahn_lveval_cmrc_mixup", *options)
     for task in done(found, tmp_path).values():
         assert (task["empty"], task["samples"], task["metrics"]["score"]) == (3, 3, 0)
     assert found.stdout.count("(3 samples, 3 answered by nothing)") == 2
@@ -217,6 +218,7 @@ BAD = [  # group, files beside or instead of the good ones, what the one line sa
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("task", "files", "message"), BAD)
 def test_missing_data_and_wrong_columns_are_one_line(folder, tmp_path, task, files, message):
@@ -228,7 +230,7 @@ def test_missing_data_and_wrong_columns_are_one_line(folder, tmp_path, task, fil
             write(tmp_path / name, content)
     length = 16384 if "lveval" in task else 900 if task.startswith(("niah", "ruler")) else None
     lengths = ["--lengths", length] if length else []
-    found = call(folder, tmp_path / "out", task, "--data", tmp_path, *lengths)
+    found = evaluated(folder, tmp_path / "out", task, "--data", tmp_path, *lengths)
     assert found.exit_code == 2, found.exception
     error = found.stderr.splitlines()[-1]
     assert error.startswith("error: ") and message in error, error

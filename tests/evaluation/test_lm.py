@@ -37,6 +37,7 @@ def test_full_attention_is_hf_at_any_length():
     assert ours.generate_until(prompts, True) == theirs.generate_until(prompts, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_chunks_and_batches_agree(method):
     expected = scores(lm(method))
@@ -107,6 +108,7 @@ def test_any_requests_are_covered_once():
         assert sorted(found) == list(range(len(pairs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_choices_of_several_tokens_read_their_context_once(method):
     choices = [" values if", " value", " first", "x y z", " return [value for", " values if value"]
@@ -141,6 +143,7 @@ def test_no_logits_but_of_what_is_scored():
     assert max(n for _, n in shapes) == 50 and sum(n for _, n in shapes) == 3 * CHUNK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
 def test_what_is_held_does_not_grow_with_length(kind, monkeypatch):
     """Every tensor a forward is given or makes is as small for a text ten times as long."""

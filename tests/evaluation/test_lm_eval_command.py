@@ -62,6 +62,7 @@ def samples(output):
     return {each["doc_id"]: each["filtered_resps"] for each in records}
 
 
+@pytest.mark.slow
 def test_alone_and_under_accelerate_launch_the_answers_are_the_same(place, tmp_path):
     alone = python(place, *PROGRAM, *options(place, tmp_path / "alone", "compressive-max"))
     assert alone.returncode == 0, alone.stderr
@@ -86,6 +87,7 @@ def test_alone_and_under_accelerate_launch_the_answers_are_the_same(place, tmp_p
             assert float(answer[0]) == pytest.approx(float(other[0]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_those_of_the_model(place, tmp_path):
     failed = python(place, *PROGRAM, *options(place, tmp_path, "half"))
     assert failed.returncode and "method: expected one of ahn, full" in failed.stderr
@@ -124,6 +126,7 @@ def test_without_tasks_it_says_what_lm_eval_says(monkeypatch, capsys, words):
     assert "usage: lm-eval" in shown[0]
 
 
+@pytest.mark.slow
 def test_every_command_knows_our_tasks_and_those_of_the_user(place, monkeypatch, capsys):
     listed, _ = called(monkeypatch, capsys, "ls", "subtasks", f"--include_path={place / 'tasks'}")
     assert all(f"|{name} " in listed for name in ("ahn_needle", "ahn_ppl", "toy", "arc_easy"))
@@ -140,6 +143,7 @@ def test_folders_of_a_config_file_stay(tmp_path):
     assert folders(Namespace(include_path=None)) == [str(TASKS)]
 
 
+@pytest.mark.slow
 def test_importing_the_package_registers_the_model():
     code = "import ahn.evaluation.lm\nfrom lm_eval.api.registry import get_model\n"
     code += "print(get_model('ahn').__name__)"

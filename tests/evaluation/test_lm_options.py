@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from asked import LONG, PAIRS, UNTIL, assert_same, lm, requests, scores
 
 import ahn
 import standin
-from ahn.evaluation.lm import AHNLM, SKIPPED, SKIPPED_SCORE
-from ahn.evaluation.lm.loading import pick_device
-from ahn.evaluation.lm.methods import shuffle_memory
+from ahn.evaluation.controls import shuffle_states
+from ahn.evaluation.lm import AHNLM, METHODS, SKIPPED, SKIPPED_SCORE
+from ahn.evaluation.lm.loading import largest_batch, pick_device
 
 
 def test_too_long_samples_are_skipped_and_counted(caplog):
@@ -26,7 +28,7 @@ def test_shuffling_changes_the_state_and_keeps_its_contents():
     model = standin.load("GatedDeltaNet")[0]
     _, cache = ahn.generation.prefill(model, torch.ones(1, 90, dtype=torch.long) * 7)
     before = [layer.states["recurrent_state"].clone() for layer in cache.memory_layers]
-    shuffle_memory(cache)
+    shuffle_states(cache)
     for old, layer in zip(before, cache.memory_layers):
         assert not torch.equal(old, layer.states["recurrent_state"])
         assert torch.equal(old.sort(2).values, layer.states["recurrent_state"].sort(2).values)
@@ -50,7 +52,7 @@ def test_folders_memories_and_limits(tmp_path):
     ("options", "message"),
     [
         ({"method": "half"}, "method: expected one of ahn, full, window"),
-        ({"batch_size": "auto"}, "batch_size: expected an integer >= 1, got 'auto'"),
+        ({"batch_size": "some"}, "batch_size: expected an integer >= 1, got 'some'"),
         ({"prefill_chunk_size": 0}, "prefill_chunk_size: expected an integer >= 1, got 0"),
         ({"max_length": 0}, "max_length: expected an integer >= 1, got 0"),
         ({"model": None}, "memory: expected one for method ahn, got a model without"),
@@ -71,11 +73,11 @@ def test_without_a_gpu_lm_evals_default_is_the_cpu(caplog):
 
 
 def test_the_embedded_model_is_in_float32():
-    model = AHNLM("embedded", memory="Mamba2", device="cpu", dtype="auto")
+    model = AHNLM("embedded", memory="DeltaNet", device="cpu", dtype="auto")
     assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
     assert_same(scores(model, PAIRS[:3]), [scores(model, [pair])[0] for pair in PAIRS[:3]])
     with pytest.raises(ValueError, match="dtype: expected float32 for the embedded model"):
-        AHNLM("embedded", memory="Mamba2", device="cpu", dtype="bfloat16")
+        AHNLM("embedded", memory="DeltaNet", device="cpu", dtype="bfloat16")
 
 
 def test_wrong_models_and_devices_are_refused(tmp_path):
@@ -91,3 +93,33 @@ def test_wrong_models_and_devices_are_refused(tmp_path):
             AHNLM(str(tmp_path), **options)
     with pytest.raises(ValueError, match="expected tasks that score continuations"):
         lm("ahn-shuffled").generate_until(requests(("a", UNTIL)), True)
+
+
+@pytest.mark.slow
+def test_a_batch_size_can_be_chosen_by_the_memory(monkeypatch):
+    """On a CPU one row; on a GPU what reads a chunk, lowered from the largest."""
+    pairs = [("one two", " three"), ("four", " five six"), ("x", " y")]
+    chosen = lm(batch_size="auto")
+    assert_same(scores(chosen, pairs), scores(lm(batch_size=1), pairs))
+    asked = []
+
+    def forward(ids, **_):
+        """A GPU with room for ten rows."""
+        asked.append(ids.shape[0])
+        if ids.shape[0] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("ahn.evaluation.lm.loading.new_cache", lambda model: None)
+    on_gpu = SimpleNamespace(
+        model=forward, device="cpu", prefill_chunk_size=4, method=METHODS["ahn"]
+    )
+    found = largest_batch(on_gpu, 64)
+    assert 8 <= found <= 10 and asked[0] == 64 and asked[-2:] == [found, found]
+
+
+def test_progress_is_said_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("ahn.io.progress.QUIET", 0.0)
+    model = lm()
+    model.loglikelihood(requests(("one two", " three")))
+    said = capsys.readouterr().err
+    assert "ahn: 0 of " in said and " tokens" in said

@@ -65,6 +65,7 @@ print(json.dumps(grown))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_does_not_grow_with_the_length_of_a_sample():
     """MiB of the process's peak between a sample and one five times as long; full attention last.

@@ -6,14 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import standin
-from ahn.cli import app
 from ahn.evaluation.evidence import EVICTED, SINKS, WINDOW, evidence_of, place
 from ahn.evaluation.report import write_report
 from ahn.evaluation.report.bootstrap import Resampled, gap_recovered
 from ahn.evaluation.report.runs import Sample
+from commands import call
 
 
 def sample(index, value, cluster=None, stratum="", **more):
@@ -179,10 +178,7 @@ def test_a_report_of_runs_made_by_hand(runs, tmp_path):
 
 
 def test_the_command_and_its_errors(runs, tmp_path):
-    def call(*arguments):
-        return CliRunner().invoke(app, ["report", *map(str, arguments)])
-
-    done = call(runs, "--output", tmp_path / "report")
+    done = call("report", runs, "--output", tmp_path / "report")
     assert done.exit_code == 0, done.stderr
     assert done.stdout.endswith("3 runs, ahn_needle, infinitebench_longbook_qa_en\n")
     for arguments, message in [
@@ -190,6 +186,6 @@ def test_the_command_and_its_errors(runs, tmp_path):
         ((tmp_path / "none", "--output", tmp_path / "new"), "expected runs that ahn eval has"),
         ((runs, runs, "--output", tmp_path / "new"), "expected runs of different names"),
     ]:
-        failed = call(*arguments)
+        failed = call("report", *arguments)
         assert failed.exit_code == 2 and message in failed.stderr, failed.stderr
         assert failed.stderr.count("\n") == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import time
@@ -11,17 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import ahn
 import standin
-from ahn.cli import app
 from ahn.evaluation.runs import Grid, Suite, evaluate_grid
+from children import started
+from commands import call
 
 KILLS = int(os.environ.get("AHN_KILLS", "3"))  # interruptions of the law below
 TEXT = "\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(400))
 NO_DEVICE = "cuda:99" if torch.cuda.is_available() else "cuda"
-fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
@@ -72,31 +70,26 @@ def assert_same(found, expected):
             assert answer == pytest.approx(other, rel=1e-5) if answer != other else True
 
 
+def evaluated(environment, *arguments):
+    os.environ.update(environment)
+    evaluate_grid(*arguments)
+
+
 def in_child(*arguments, environment=()):
     """`evaluate_grid` in a process of its own, that can be killed."""
-
-    def work():
-        from accelerate.state import AcceleratorState, PartialState
-
-        os.environ.update(dict(environment))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
-        torch.set_num_threads(1)
-        evaluate_grid(*arguments)
-
-    child = fork.Process(target=work)
-    child.start()
-    return child
+    return started(evaluated, dict(environment), *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_killed_at_random_moments_and_started_again_the_scores_are_the_same(folder, tmp_path):
     what = grid(folder, ("ahn", "window", "full", "compressive-max")), suite(folder)
-    started = time.perf_counter()
-    reference = in_child(*what, tmp_path / "whole")
-    reference.join()
-    assert reference.exitcode == 0
-    seconds = time.perf_counter() - started
+    for name in ("first", "whole"):  # the first one waits for imports too
+        began = time.perf_counter()
+        reference = in_child(*what, tmp_path / name)
+        reference.join()
+        assert reference.exitcode == 0
+    seconds = time.perf_counter() - began
     expected, chance, kills, number = results(tmp_path / "whole"), random.Random(0), 0, 0
     while kills < KILLS:
         number += 1
@@ -113,6 +106,7 @@ def test_killed_at_random_moments_and_started_again_the_scores_are_the_same(fold
             assert (output / run / "run.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_are_one(folder, tmp_path):
     names = ("needle", "ppl", "niah_single_1")  # scored, streamed, generated
@@ -170,7 +164,7 @@ def command(folder, output, *arguments):
     base = ["eval", "needle", "--model", folder, "--memory", folder / "GatedDeltaNet", "--text",
             folder / "text.py", "--lengths", 400, "--depths", "0,0.5,1", "--samples", 1,
             "--device", "cpu", "--output", output]  # fmt: skip
-    return CliRunner().invoke(app, [str(x) for x in (*base, *arguments)])
+    return call(*base, *arguments)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -198,7 +192,7 @@ def test_the_command_goes_on_and_refuses_another_question(folder, tmp_path):
         (["--max-length", "0"], "--max-length: expected an integer >= 1, got '0'"),
         (["--lengths", "x"], "--lengths: expected numbers >= 2 with commas, got 'x'"),
         (["--data", "nowhere"], "data: expected a task that reads a data set"),
-        (["ahn_nothing"], "task: expected one of needle, ppl"),
+        (["ahn_nothing"], "task: expected one of needle, recall, recall-chat, ppl"),
         (["--text", "nowhere.txt"], "nowhere.txt: expected a text"),
         (["--memory", "nowhere"], "nowhere"),
     ],
@@ -212,7 +206,7 @@ def test_wrong_commands_end_in_one_line(folder, tmp_path, arguments, message):
 def test_a_model_without_a_memory_is_refused(folder, tmp_path):
     arguments = ["eval", "ppl", "--model", folder, "--output", tmp_path / "out", "--lengths", 400,
                  "--samples", 1, "--text", folder / "text.py", "--device", "cpu"]  # fmt: skip
-    found = CliRunner().invoke(app, [str(x) for x in arguments])
+    found = call(*arguments)
     assert found.exit_code == 2
     assert "memory: expected one for method ahn, got a model without" in found.stderr
     assert not Path(tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +15,15 @@ from lm_eval.tasks import TaskManager
 import standin
 from ahn.embedded.corpus import HELD_OUT
 from ahn.evaluation.lm import AHNLM
+from ahn.evaluation.runs.suite import FOLDERS, GROUPS
 from ahn.evaluation.tasks import TASKS
+from ahn.evaluation.tasks.haystack import lines_of as recall_lines
 from ahn.evaluation.tasks.needle import task as needle
 from ahn.evaluation.tasks.ppl import task as ppl
+from ahn.evaluation.tasks.recall import task as recall
+from ahn.evaluation.tasks.recall.kinds import KINDS
 from ahn.evaluation.texts import STDLIB, named_texts, token_starts
+from ahn.facts import forms_of
 
 TEXT = "\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(400))
 
@@ -142,6 +148,7 @@ def test_pg19_is_streamed_from_the_hub_no_further_than_asked(folder, monkeypatch
         ppl.dataset(**options)
 
 
+@pytest.mark.slow
 def test_both_run_in_lm_eval(folder):
     options = {"lengths": [600], "haystacks": 1, "length": 300, "pretrained": str(folder)}
     manager = TaskManager(
@@ -190,3 +197,91 @@ def test_what_cannot_be_made_is_refused(folder, task, options, message):
     options = {"texts": [str(folder / "text.py")], "pretrained": str(folder), **options}
     with pytest.raises(ValueError, match=message):
         task.dataset(**options)
+
+
+def questions(folder, kind, **options):
+    options = {"lengths": [1500], "haystacks": 2, "texts": [str(folder / "text.py")], **options}
+    return list(recall.dataset(kind, pretrained=str(folder), **options)["test"])
+
+
+@pytest.fixture(scope="module")
+def lines(folder):
+    """A text of lines with words that nothing marks."""
+    words = ("one", "two", "six", "ten", "red", "old", "sea", "sun")
+    path = folder / "lines.txt"
+    path.write_text("\n".join(f"{a} {b} {c} and then {c}{b} {a}{a} {b}" for a in words
+                              for b in words for c in words))  # fmt: skip
+    return {"texts": [str(path)], "depths": [0.1, 0.5, 0.9]}
+
+
+@pytest.mark.parametrize("language", ["code", "en"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_asked_was_said_before_and_the_right_value_is_first(folder, lines, kind, language):
+    asked = questions(folder, kind, language=language, **lines)
+    assert len(asked) == 2 * 3
+    for question in asked:
+        context, (begin, end) = question["context"], question["evidence"]
+        value = question["choices"][0].strip()
+        assert value in context[begin:end] and end < len(context) - 1
+        assert question["gold"] == 0 and len(set(question["choices"])) == len(question["choices"])
+        assert context.startswith(standin.tokenizer().bos_token)
+        hay = context[: context.index("\n\n")]
+        assert begin / len(hay) == pytest.approx(question["depth"], abs=0.15)
+    contexts = [q["context"] for q in asked if q["haystack"] == 0]
+    assert all(longer.startswith(shorter) for shorter, longer in itertools.pairwise(contexts))
+
+
+def test_of_a_changed_fact_the_newer_value_stands_later(folder, lines):
+    for question in questions(folder, "changed", **lines):
+        newer, older = (x.strip() for x in question["choices"])
+        begin, end = question["evidence"]
+        line = question["context"][begin:end]
+        assert 0 <= question["context"].index(line.replace(newer, older)) < begin
+
+
+def test_a_chained_question_needs_both_facts(folder, lines):
+    for question in questions(folder, "chained", **lines):
+        begin, end = question["evidence"]
+        second = question["context"][begin:end]
+        first = question["context"].rsplit("\n", 1)[1]
+        a = first.removeprefix("# the secret word of what ").split()[0]
+        b = second.removeprefix("# the secret word of ").split()[0]
+        assert f"# {a} -> {b}\n" in question["context"][:begin]
+
+
+def test_a_chat_asks_in_turns_and_needs_a_template(folder, lines):
+    with pytest.raises(ValueError, match="tokenizer: expected a chat template for this task"):
+        questions(folder, "single", chat=True, **lines)
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            recall, "task_tokenizer", lambda *_: SimpleNamespace(
+                bos_token=None, chat_template=template,
+                apply_chat_template=lambda messages, tokenize: "".join(
+                    f"<{m['role']}>{m['content']}" for m in messages),
+            ))  # fmt: skip
+        encoder = standin.tokenizer()
+        patch.setattr(recall, "lines_of", lambda _, text: recall_lines(encoder, text))
+        patch.setattr(recall, "token_starts", lambda _, text: token_starts(encoder, text))
+        asked = questions(folder, "single", chat=True, language="en", haystacks=1, **lines)
+    assert asked[0]["context"].startswith("<user>")
+    for turns, question in enumerate(asked, 1):
+        assert (
+            question["context"].count("<assistant>") == question["context"].count("<user>") == turns
+        )
+        assert question["context"].rsplit("<assistant>", 1)[1]
+
+
+def test_forms_of_tests_and_of_training_are_not_the_same(folder, lines):
+    text = "".join(q["context"] for q in questions(folder, "single", language="en", **lines))
+    shapes = [re.sub(r"{\w+}", "@", form.stated) for form in forms_of(["en"])]
+    worded = [x for x in shapes if re.search("[a-z]", x)]
+    found = [x for x in worded if re.search(re.escape(x).replace("@", r"\w+"), text)]
+    assert not found
+    assert re.search(r"the secret code of \w+ is|opens the door of", text)
+
+
+@pytest.mark.parametrize("name", ["recall", "recall-chat", "ruler-local"])
+def test_groups_name_tasks_that_are_there(name):
+    manager = TaskManager(include_path=[str(TASKS), *FOLDERS], include_defaults=False)
+    assert set(GROUPS[name]) <= set(manager.task_index)

@@ -9,6 +9,8 @@ import torch
 from ahn.bench.decode import bench_decode
 from ahn.bench.models import BenchModel
 from ahn.cost import cache_bytes
+from ahn.io.progress import Report, counted
+from ahn.memory import Slots
 
 SPARE = 0.06  # share of the GPU's memory, for activations and logits
 
@@ -22,21 +24,24 @@ def bench_batch(
     step: str = "auto",
     new_tokens: int = 32,
     ceilings: dict[str, float] | None = None,
+    report: Report | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of `bench_decode`, one a method and batch size, with the cache's bytes per sequence.
 
     Args:
         sizes: batch sizes; None takes powers of two, then the largest that fits. These are
             computed in advance, from the bytes of a cache.
+        report: told how many sizes of a method are measured.
     """
     rows = []
     for method in methods:
         settings = bench.cost_settings(method)
-        memory = bench.memory if method == "ahn" else None
-        itemsize = bench.model.dtype.itemsize
-        per_row = cache_bytes(bench.shape, tokens, settings, memory, itemsize)
+        has_cell = method == "ahn" and bench.settings.memory is not None
+        memory, itemsize = bench.memory if has_cell else None, bench.model.dtype.itemsize
+        slots = Slots if method == "ahn" else None
+        per_row = cache_bytes(bench.shape, tokens, settings, memory, itemsize, slots)
         options: dict[str, Any] = {"steps": [step], "new_tokens": new_tokens, "ceilings": ceilings}
-        for size in sizes or _sizes(bench, per_row):
+        for size in counted(sizes or _sizes(bench, per_row), f"{method} in batches", report):
             measured = bench_decode(bench, tokens, [method], batch=size, **options)
             rows += [{**row, "cache_bytes_per_row": per_row} for row in measured]
     return rows

@@ -14,6 +14,8 @@ from ahn.bench.machine import synchronize
 from ahn.bench.models import BenchModel, filled_cache
 from ahn.cost import decode_bytes
 from ahn.hf.cache_argument import CACHE
+from ahn.io.progress import Report, counted
+from ahn.memory import Slots
 from ahn.runtime.decode_step import DecodeStep
 
 ROUND = 8  # tokens between two readings of the clock
@@ -28,6 +30,7 @@ def bench_decode(
     new_tokens: int = 128,
     batch: int = 1,
     ceilings: dict[str, float] | None = None,
+    report: Report | None = None,
 ) -> list[dict[str, Any]]:
     """One row a method and step: median milliseconds, tokens/s, and TB/s.
 
@@ -37,23 +40,25 @@ def bench_decode(
         tokens: length of the prompt; its cache is filled with random numbers.
         steps: kinds of step, see `ahn.runtime.decode_step.DecodeStep`; full attention runs eagerly.
         new_tokens: tokens to time, after a warm-up.
+        report: told how many rows are measured.
     """
+    kinds = [(x, step) for x in methods for step in (["eager"] if x == "full" else steps)]
     rows = []
-    for method in methods:
-        for step in ["eager"] if method == "full" else steps:
-            row: dict[str, Any] = {"method": method, "step": step, "tokens": tokens, "batch": batch}
-            moved = decode_bytes(bench.shape, tokens, bench.cost_settings(method), batch)
-            try:
-                with bench.method(method), filled_cache(bench, method, batch, tokens) as cache:
-                    times = _measure(bench, method, cache, step, new_tokens, batch)
-            except torch.OutOfMemoryError:
-                rows.append({**row, "error": "out of memory"})
-                continue
-            seconds = times["ms_per_step"] / 1e3
-            row |= times | {"tokens_per_s": batch / seconds, "tb_per_s": moved / seconds / 1e12}
-            if ceilings:
-                row["share_of_copy"] = row["tb_per_s"] / ceilings["copy_tb_per_s"]
-            rows.append(row)
+    for method, step in counted(kinds, "decoding", report):
+        row: dict[str, Any] = {"method": method, "step": step, "tokens": tokens, "batch": batch}
+        slots = Slots if method == "ahn" else None
+        moved = decode_bytes(bench.shape, tokens, bench.cost_settings(method), batch, slots=slots)
+        try:
+            with bench.method(method), filled_cache(bench, method, batch, tokens) as cache:
+                times = _measure(bench, method, cache, step, new_tokens, batch)
+        except torch.OutOfMemoryError:
+            rows.append({**row, "error": "out of memory"})
+            continue
+        seconds = times["ms_per_step"] / 1e3
+        row |= times | {"tokens_per_s": batch / seconds, "tb_per_s": moved / seconds / 1e12}
+        if ceilings:
+            row["share_of_copy"] = row["tb_per_s"] / ceilings["copy_tb_per_s"]
+        rows.append(row)
     return rows
 
 

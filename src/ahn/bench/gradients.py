@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahn.bench.machine import median_seconds, synchronize
+from ahn.io.progress import Report, counted
 from ahn.memory import Evicted, LinearCell, build_memory, memory_by_name, registered_memories
 from ahn.ops.window_attention import window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
@@ -28,12 +29,18 @@ def bench_gradients(
     window: int,
     device: torch.device,
     dtype: torch.dtype,
+    report: Report | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a kernel and implementation: milliseconds of both passes on random inputs."""
+    """One row a kernel and implementation: milliseconds of both passes on random inputs.
+
+    Args:
+        report: told how many kernels are measured; the head comes behind them.
+    """
     rows = []
     sizes = (tokens, heads, groups, dim, dtype)
     with torch.device(device):
-        for kernel, by, forward, leaves in [*_attention(window, *sizes), *_cells(*sizes)]:
+        cases = [*_attention(window, *sizes), *_cells(*sizes)]
+        for kernel, by, forward, leaves in counted(cases, "kernels", report):
             row: dict[str, Any] = {"kernel": f"{kernel}, trained", "by": by}
             try:
                 rows.append(row | _both_passes(forward, leaves, device))

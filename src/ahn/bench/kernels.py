@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ahn.bench.machine import median_seconds
+from ahn.io.progress import Report, counted
 from ahn.memory import registered_memories
 from ahn.ops.delta_rule import delta_rule
 from ahn.ops.layout import repeat_heads
@@ -35,6 +36,7 @@ def bench_kernels(
     peers: bool = True,
     device: torch.device,
     dtype: torch.dtype,
+    report: Report | None = None,
 ) -> list[dict[str, Any]]:
     """One row a kernel and implementation: median milliseconds on the same random inputs.
 
@@ -43,6 +45,7 @@ def bench_kernels(
 
     Args:
         peers: measure other libraries' kernels too.
+        report: told how many rows are measured.
     """
     sizes = (heads, groups, dim, dtype)
     with torch.device(device):
@@ -52,7 +55,7 @@ def bench_kernels(
             *_attention_cases(window, prefill_chunk_size, *sizes, peers),
         ]
     rows = []
-    for kernel, implementation, work in cases:
+    for kernel, implementation, work in counted(cases, "kernels", report):
         seconds = median_seconds(work, device, warm_up=2)
         rows.append({"kernel": kernel, "by": implementation, "ms": seconds * 1e3})
     return rows

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,12 +19,17 @@ from transformers import (
     Qwen2Config,
 )
 
+from ahn.checkpoint import from_pretrained
+from ahn.checkpoint.named_models import NAMED_MODELS, evaluation_dtype, resolve
 from ahn.config import AHNConfig
 from ahn.cost import Shape
+from ahn.hf.install import SLOTS
 from ahn.hf.liger import use_liger, uses_liger
 from ahn.layer.cache import AHNCache
-from ahn.memory import GATES, Memory
+from ahn.memory import GATES, Memory, Slots
+from ahn.memory.slots import PLACE, SCORES
 from ahn.modeling import attach, detach, disabled, memory_off
+from ahn.modeling.attached import AHNModelMixin
 
 METHODS = ("ahn", "window", "full")
 # layers, hidden size, intermediate size, heads, key-value heads, vocabulary, tied embedding; those
@@ -66,6 +72,16 @@ class BenchModel:
         return self.model.get_decoder().layers[-1].ahn.fn
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError where `build` knows no such model, before anything is measured."""
+    known = (*SHAPES, *NAMED_MODELS)
+    if name not in known and "/" not in name and not Path(name).exists():
+        raise ValueError(
+            f"--model: expected {', '.join(known)}, a config.json, a folder or a name on the hub "
+            f"(user/name), got {name!r}"
+        )
+
+
 def build(
     name: str,
     settings: AHNConfig,
@@ -77,8 +93,8 @@ def build(
     """A model with a memory whose output is not zero.
 
     Args:
-        name: one of `SHAPES` or a config.json, for random weights; or a folder or hub name of
-            trained ones.
+        name: one of `SHAPES` or a config.json, for random weights; or for trained ones a folder,
+            a name on the hub or one of `ahn.checkpoint.NAMED_MODELS`.
         liger: whether to call `ahn.hf.use_liger`.
         kernels: see `ahn.attach`.
 
@@ -86,11 +102,13 @@ def build(
         ValueError: the name is none of these, or the model cannot have a memory.
     """
     if name in SHAPES or Path(name).is_file():
-        config = _config(name)
+        config = config_of(name)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        model = from_pretrained(name, dtype=evaluation_dtype(name, dtype))
+        if isinstance(model, AHNModelMixin):
+            detach(model)  # another memory takes the place of a merged one
         model.to(device)  # type: ignore[arg-type]
     weights = sum(x.nbytes for x in {p.data_ptr(): p for p in model.parameters()}.values())
     _attach(model.eval(), settings, kernels)
@@ -113,16 +131,20 @@ def with_window(bench: BenchModel, window: int) -> BenchModel:
 
 @torch.no_grad()
 def _attach(model: PreTrainedModel, settings: AHNConfig, kernels: str = "auto") -> None:
-    """Attach a memory with random output weights: matmuls of zeros, as in a new one, run faster."""
+    """Attach a memory with random output weights: matmuls of zeros, as in a new one, run faster.
+
+    Slots get random scores, else they would keep the newest tokens.
+    """
     attach(model, settings, kernels=kernels)
     for key, parameter in model.named_parameters():
-        if key.endswith(".ahn.fn.o_proj.weight"):
+        if key.endswith((".ahn.fn.o_proj.weight", ".ahn_slots.net.2.weight")):
             parameter.normal_(std=0.02)
 
 
-def _config(name: str) -> Any:
+def config_of(name: str) -> Any:
+    """The config of a name of `SHAPES`, a config.json, a folder, or a name as of a base."""
     if name not in SHAPES:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(resolve(name)[0])
     layers, hidden, intermediate, heads, groups, vocabulary, tied = SHAPES[name]
     return Qwen2Config(
         num_hidden_layers=layers,
@@ -149,23 +171,43 @@ def filled_cache(bench: BenchModel, method: str, batch: int, tokens: int) -> Ite
                 size = (batch, shape.groups, tokens, shape.head_dim)
                 cache.update(*(torch.randn(size, dtype=bench.model.dtype) for _ in "kv"), index)
             else:
-                _fill_layer(bench, cache.layers[index], batch, method, tokens)
+                _fill_layer(bench, index, cache.layers[index], batch, method, tokens)
     yield cache
     cache.reset()
 
 
-def _fill_layer(bench: BenchModel, layer: Any, batch: int, method: str, tokens: int) -> None:
+def _fill_layer(
+    bench: BenchModel, index: int, layer: Any, batch: int, method: str, tokens: int
+) -> None:
     """Fill in place, since the largest batch leaves no room for a copy."""
     shape, dtype = bench.shape, bench.model.dtype
     token = torch.empty(batch, shape.groups, 1, shape.head_dim, dtype=dtype)
     layer.lazy_initialization(token, token)
+    layer.reserve()
     layer.keys.normal_()
     layer.values.normal_()
     layer.seen = tokens
-    if method == "ahn":
-        rows, memory = layer.keys.shape[2], bench.memory
-        gates = torch.randn(batch, shape.heads, rows, memory.num_gates, dtype=dtype)
+    if method != "ahn":
+        return
+    rows, decoder_layer = layer.keys.shape[2], bench.model.get_decoder().layers[index]
+    if (cell := getattr(decoder_layer, "ahn", None)) is not None:
+        gates = torch.randn(batch, shape.heads, rows, cell.fn.num_gates, dtype=dtype)
         layer.write_inputs[GATES] = gates
-        layer.set_states(memory.init_states(batch, layer.keys.device, dtype))
+        layer.set_states(cell.fn.init_states(batch, layer.keys.device, dtype))
         for state in layer.states.values():
             state.normal_()
+    if (slots := getattr(decoder_layer, SLOTS, None)) is not None:
+        layer.write_inputs[SCORES] = torch.randn(batch, shape.groups, rows, 1)
+        layer.set_states(_full_slots(slots, layer.keys))
+
+
+def _full_slots(slots: Slots, keys: Tensor) -> dict[str, Tensor]:
+    """The states of slots that are all filled, for keys `[B, G, N, K]`."""
+    states = slots.init_states(keys)
+    for state in states.values():
+        if state.dtype.is_floating_point:
+            state.uniform_(-1, 1)
+        else:
+            state.random_(256)
+    states[PLACE][:] = torch.cat([torch.arange(1, size + 1) for size in slots.sizes])
+    return states

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ahn.cost import prefill_flops
 from ahn.evaluation import cache_bytes
 from ahn.generation import prefill
 from ahn.hf.cache_argument import CACHE
+from ahn.io.progress import Report, counted
 from ahn.layer.cache import AHNCache
 from ahn.runtime.prefill_chunk import default_prefill_chunk_size
 
@@ -39,6 +39,7 @@ def bench_prefill(
     prefill_chunk_sizes: list[int] | None = None,
     repeats: int = 3,
     ceilings: dict[str, float] | None = None,
+    report: Report | None = None,
 ) -> list[dict[str, Any]]:
     """One row a window, method, chunk size and length: seconds, tokens/s, memory, TFLOP/s.
 
@@ -47,12 +48,15 @@ def bench_prefill(
 
     Args:
         prefill_chunk_sizes: None takes the default, which depends on the free memory.
+        report: told with how many settings all lengths are measured.
     """
     rows = []
-    for built, method, size in _settings(bench, methods, windows, prefill_chunk_sizes):
-        with built.method(method):
-            _prefill(built, method, _prompt(built, min(lengths)), size)  # compiles the kernels
-            rows += [_row(built, n, method, size, repeats, ceilings or {}) for n in lengths]
+    settings = _settings(methods, windows, prefill_chunk_sizes)
+    for window, method, size in counted(settings, "prompts", report):
+        bench = with_window(bench, window)
+        with bench.method(method):
+            _prefill(bench, method, _prompt(bench, min(lengths)), size)  # compiles the kernels
+            rows += [_row(bench, n, method, size, repeats, ceilings or {}) for n in lengths]
     return rows
 
 
@@ -64,8 +68,12 @@ def profile_prefill(
     prefill_chunk_sizes: list[int] | None = None,
 ) -> list[dict[str, Any]]:
     """One row a kernel of one chunk after a full window: its calls and milliseconds."""
-    settings = _settings(bench, methods, windows, prefill_chunk_sizes)
-    return [row for setting in settings if setting[1] != "full" for row in _profile(*setting)]
+    rows = []
+    for window, method, size in _settings(methods, windows, prefill_chunk_sizes):
+        if method != "full":
+            bench = with_window(bench, window)
+            rows += _profile(bench, method, size)
+    return rows
 
 
 def _profile(bench: BenchModel, method: str, size: int | None) -> list[dict[str, Any]]:
@@ -81,16 +89,17 @@ def _profile(bench: BenchModel, method: str, size: int | None) -> list[dict[str,
 
 
 def _settings(
-    bench: BenchModel, methods: list[str], windows: list[int], sizes: list[int] | None
-) -> Iterator[tuple[BenchModel, str, int | None]]:
-    """A model of each window, with each method and each chunk size; full attention once."""
+    methods: list[str], windows: list[int], sizes: list[int] | None
+) -> list[tuple[int, str, int | None]]:
+    """Each window with each method and each chunk size; full attention once."""
+    settings: list[tuple[int, str, int | None]] = []
     for number, window in enumerate(windows):
-        bench = with_window(bench, window)
         for method in methods:
             if method != "full":
-                yield from ((bench, method, size) for size in sizes or (None,))
+                settings += [(window, method, size) for size in sizes or (None,)]
             elif not number:
-                yield bench, method, None
+                settings.append((window, method, None))
+    return settings
 
 
 def _prompt(bench: BenchModel, length: int) -> Tensor:

@@ -16,6 +16,7 @@ from ahn.bench.machine import median_seconds, peak_memory, synchronize
 from ahn.bench.models import BenchModel
 from ahn.bench.profile import kernel_times
 from ahn.cost import train_flops
+from ahn.io.progress import Report, counted
 from ahn.modeling import disabled
 from ahn.training import Distiller, memory_parameters
 from ahn.training.fsdp2 import round_weights_alone
@@ -58,6 +59,7 @@ def bench_train(
     steps: int = 5,
     losses: Mapping[str, Loss] | None = None,
     ceilings: dict[str, float] | None = None,
+    report: Report | None = None,
 ) -> list[dict[str, Any]]:
     """One row a length: median seconds of a step, tokens/s of all processes, peak, TFLOP/s.
 
@@ -67,13 +69,14 @@ def bench_train(
     Args:
         lengths: tokens of a process's step, as `rows` sequences of equal length.
         losses: with their weights; None is KL alone.
+        report: told how many lengths are measured.
 
     Raises ValueError for sequences within the budget, which evict nothing.
     """
     _check_lengths(bench, lengths, rows)
     prepared = _prepared(bench, accelerator, losses)
     results = []
-    for tokens in lengths:
+    for tokens in counted(lengths, "lengths", report):
         ids = _rows(bench, accelerator, tokens, rows)
         step = _step(bench, accelerator, *prepared, ids)
         row = _measured(accelerator, step, ids, steps)

@@ -7,6 +7,7 @@ from ahn.evaluation.streaming import (
     cache_bytes,
     encode_bytes,
     new_cache,
+    stream_likeliest,
     stream_losses,
     token_losses,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "cache_bytes",
     "encode_bytes",
     "new_cache",
+    "stream_likeliest",
     "stream_losses",
     "token_losses",
 ]

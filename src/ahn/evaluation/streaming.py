@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -62,20 +62,38 @@ def stream_losses(
     The first chunk gives one loss less than it has tokens. Consume the iterator within the context
     (`ahn.memory_off`, ...) that the losses are for.
     """
+    yield from _scored(model, ids, prefill_chunk_size, cache, _nats)
+
+
+def stream_likeliest(
+    model: PreTrainedModel, ids: Tensor | Iterable[Tensor], *, cache: Cache | None = None
+) -> Iterator[Tensor]:
+    """As `stream_losses`, but yields of each token whether it was the likeliest, `[n]` bool."""
+    yield from _scored(model, ids, CHUNK, cache, _likeliest)
+
+
+def _scored(
+    model: PreTrainedModel,
+    ids: Tensor | Iterable[Tensor],
+    size: int,
+    cache: Cache | None,
+    score: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """What `score` says of logits `[n, vocabulary]` and their tokens `[n]`, of chunks of `size`."""
     cache = new_cache(model) if cache is None else cache
     before: Tensor | None = None  # logits [1, vocabulary] for the first token of a chunk
-    for chunk in split(ids, prefill_chunk_size):
+    for chunk in split(ids, size):
         if chunk.shape[0] != 1:
             raise ValueError(f"ids: expected one row, got {chunk.shape[0]}")
         chunk = chunk.to(model.device)
         with torch.no_grad():
             logits = model(input_ids=chunk, **{CACHE: cache}, use_cache=True).logits[0]
-            losses = _nats(logits[:-1], chunk[0, 1:])
+            scores = score(logits[:-1], chunk[0, 1:])
             if before is not None:
-                losses = torch.cat([_nats(before, chunk[0, :1]), losses])
+                scores = torch.cat([score(before, chunk[0, :1]), scores])
         before = logits[-1:].clone()  # a view would keep the logits of the chunk in memory
         del logits
-        yield losses
+        yield scores
 
 
 def new_cache(model: PreTrainedModel) -> Cache:
@@ -136,3 +154,7 @@ def beyond_budget(losses: Tensor, lengths: Tensor, budget: int) -> tuple[Tensor,
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide, targets, reduction="none")
+
+
+def _likeliest(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.argmax(-1) == targets

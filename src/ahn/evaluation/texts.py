@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ahn.checkpoint import load_tokenizer
+from ahn.io.text import read_text
 
 STDLIB = "stdlib:"  # a module or package of the running interpreter's library, its source
 DEFAULT_TEXTS = ("stdlib:asyncio", "stdlib:email", "stdlib:http")
@@ -74,9 +75,7 @@ def _module_files(module: str) -> list[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got byte {error.start}") from error
+        return read_text(path)
     except OSError as error:
         raise ValueError(f"{path}: expected a text, got: {error.strerror}") from error
 

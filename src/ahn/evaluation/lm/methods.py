@@ -7,16 +7,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from ahn.layer.cache import AHNCache
-from ahn.memory import STATE
+from ahn.evaluation.controls import (
+    clear_states,
+    empty_slots,
+    exchange_values,
+    newest_slots,
+    random_slots,
+    shuffle_states,
+)
 from ahn.modeling import compressive, disabled, memory_off
 from ahn.modeling.attached import AHNModelMixin
-
-SHUFFLE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -28,31 +31,21 @@ class Method:
         needs_memory: whether a model without a trained memory is refused.
         change: changes a cache in place between a context and the continuation to score; such a
             method does not generate.
+        needs_slots: whether a memory without exact slots is refused.
     """
 
     context: Callable[[PreTrainedModel], AbstractContextManager[Any]]
     needs_memory: bool = False
     change: Callable[[Cache], None] | None = None
+    needs_slots: bool = False
+
+    def __post_init__(self) -> None:
+        if self.needs_slots:
+            object.__setattr__(self, "needs_memory", True)
 
 
 def _full(model: PreTrainedModel) -> AbstractContextManager[Any]:
     return disabled(model) if isinstance(model, AHNModelMixin) else nullcontext()
-
-
-@torch.no_grad()
-def shuffle_memory(cache: Cache) -> None:
-    """The same contents under shuffled addresses: permute the key dimension of every state.
-
-    A query then meets what was written under other keys, of the same size and in the same head:
-    what a memory still contributes does not come from looking up what was written.
-    """
-    assert isinstance(cache, AHNCache)
-    generator = torch.Generator().manual_seed(SHUFFLE_SEED)
-    for layer in cache.memory_layers:
-        state = layer.states.get(STATE)  # [B, H, K, V]
-        if state is not None:
-            order = torch.randperm(state.shape[2], generator=generator)
-            layer.set_states({STATE: state[:, :, order.to(state.device)]})
 
 
 METHODS = {
@@ -61,7 +54,13 @@ METHODS = {
     "window": Method(memory_off),
     "compressive-max": Method(lambda model: compressive(model, "max")),
     "compressive-avg": Method(lambda model: compressive(model, "avg")),
-    "ahn-shuffled": Method(lambda model: nullcontext(), True, shuffle_memory),
+    "ahn-shuffled": Method(lambda model: nullcontext(), True, shuffle_states),
+    "ahn-no-state": Method(lambda model: nullcontext(), True, clear_states),
+    # Of memories with slots: other choices of the same bytes, and what is in the slots.
+    "ahn-newest": Method(newest_slots, needs_slots=True),
+    "ahn-random": Method(random_slots, needs_slots=True),
+    "ahn-exchanged": Method(lambda model: nullcontext(), True, exchange_values, needs_slots=True),
+    "ahn-no-slots": Method(lambda model: nullcontext(), True, empty_slots, needs_slots=True),
 }
 
 

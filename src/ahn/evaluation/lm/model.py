@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
-import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.models.utils_hf import get_dtype
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ahn.checkpoint.named_models import evaluation_dtype, resolve
-from ahn.evaluation.lm.loading import at_least_one, check_method, load_model, pick_device
+from ahn.config import AHNConfig
+from ahn.evaluation.lm import skipping
+from ahn.evaluation.lm.loading import (
+    at_least_one,
+    check_method,
+    check_tokens,
+    largest_batch,
+    load_model,
+    pick_device,
+)
 from ahn.evaluation.lm.methods import Method, method_named
+from ahn.evaluation.lm.reporting import Shown, batch_cost
 from ahn.evaluation.lm.scoring import Score, score_batch, score_branches
 from ahn.evaluation.lm.sequences import ScoredSequence, like_length_batches, plan_sequences
+from ahn.evaluation.lm.skipping import SKIPPED, SKIPPED_SCORE, UNLIMITED
 from ahn.generation import PREFILL_CHUNK_SIZE
 from ahn.hf.attached_state import attached_state
 from ahn.modeling.attached import AHNModelMixin
 
-UNLIMITED = 2**40  # tokens: memory use does not depend on a sample's length
-SKIPPED = "[ahn-skipped]"  # the answer to a prompt longer than max_length
-SKIPPED_SCORE = (float("-inf"), False)  # the same for a continuation
+AUTO = "auto"  # batch_size
 UNSUPPORTED = ("peft", "delta", "autogptq", "gptqmodel", "gguf_file", "tp_plan")
-
-log = logging.getLogger(__name__)
 
 
 @register_model("ahn")
@@ -49,7 +54,7 @@ class AHNLM(HFLM):
         prefill_chunk_size: tokens of each prompt per forward.
         max_length: a longer sample (with room for the answer) is skipped: it is answered with
             `SKIPPED` or `SKIPPED_SCORE`, and the number of those is logged. None: no limit.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward, or `auto`: as many as fit, of `max_batch_size` at most.
         device: None is the GPU, if there is one.
         hf_kwargs: as lm-eval's `hf`.
 
@@ -75,7 +80,8 @@ class AHNLM(HFLM):
         self.budget = {"window": window, "num_sinks": num_sinks}
         self.prefill_chunk_size = at_least_one("prefill_chunk_size", prefill_chunk_size)
         at_least_one("max_length", 1 if max_length is None else max_length)
-        at_least_one("batch_size", batch_size)
+        if batch_size != AUTO:
+            at_least_one("batch_size", batch_size)
         if isinstance(pretrained, str):
             hf_kwargs["dtype"] = evaluation_dtype(pretrained, hf_kwargs.get("dtype", "auto"))
             base, memory = resolve(pretrained, memory)
@@ -83,13 +89,15 @@ class AHNLM(HFLM):
             hf_kwargs["device"] = pick_device(device)
         else:
             check_method(pretrained, method)
-        self.memory = memory
+        self.memory = memory and str(memory)
         self.on_batch: Callable[[dict[str, Any]], None] | None = None  # gets each batch's cost
+        self._found_rows: int | None = None
+        self.shown = Shown()
         super().__init__(
             pretrained,
             backend="causal",
             max_length=max_length,
-            batch_size=int(batch_size),
+            batch_size=batch_size if batch_size == AUTO else int(batch_size),
             **hf_kwargs,
         )
         if hasattr(self, "accelerator"):  # of all nodes, and on CPUs too
@@ -98,7 +106,7 @@ class AHNLM(HFLM):
 
     @property
     def method(self) -> Method:
-        """How the model looks back; set `method_name` to change it between two calls."""
+        """How the model looks back; see `look_back`."""
         return method_named(self.method_name)
 
     @property
@@ -115,7 +123,11 @@ class AHNLM(HFLM):
             device_map=options.pop("device_map", None),
             **{name: options.pop(name) for name in placing if name in options},
         )
-        options["dtype"] = get_dtype(options.get("dtype") or "auto")
+        dtype = options.get("dtype") or "auto"
+        try:
+            options["dtype"] = get_dtype(dtype)
+        except AttributeError as error:
+            raise ValueError(f"dtype: expected auto or one of PyTorch's, got {dtype!r}") from error
         options = {name: value for name, value in options.items() if value not in (None, "")}
         self._model = load_model(
             pretrained, self.memory, self.method_name, **self.budget, **options, **places
@@ -151,43 +163,44 @@ class AHNLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Nats and greediness of each continuation; `save` gets each as soon as it is known."""
         answers = [SKIPPED_SCORE] * len(pairs)
+        check_tokens(chain.from_iterable(chain.from_iterable(pairs)), self.model)
         lengths = [len(context) + len(rest) - 1 for context, rest in pairs]
         fits = [i for i, length in enumerate(lengths) if length <= self.max_length]
-        self._report_skipped(len(pairs) - len(fits), len(pairs))
+        skipping.report_skipped(len(pairs) - len(fits), len(pairs), self.max_length)
         sequences = plan_sequences([pairs[i] for i in fits])
-        total = sum(map(len, sequences))
-        with (
-            tqdm(total=total, unit="tok", desc=self.method_name,
-                 disable=True if disable_tqdm or self.rank else None) as bar,
-            self.method.context(self.model),
-        ):  # fmt: skip
-            for batch in like_length_batches(sequences, self.batch_size):
+        rows = self._detect_batch_size() if self.batch_size == AUTO else self.batch_size
+        shown = self.shown.of(sum(map(len, sequences)), quiet=disable_tqdm or bool(self.rank))
+        with shown, self.method.context(self.model):
+            for batch in like_length_batches(sequences, rows):
+                self.shown.add(self.method_name, sum(map(len, batch)))
                 started = time.perf_counter()
                 scores, size = self._score_batch(batch)
                 for index, score in scores.items():
                     answers[fits[index]] = (score.loglikelihood, score.is_greedy)
                     save(fits[index], answers[fits[index]])
-                bar.update(sum(map(len, batch)))
                 self._note(
                     (len(batch), len(batch[0])), time.perf_counter() - started, cache_bytes=size
                 )
         return answers
 
+    def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+        """For `batch_size="auto"`: as many rows of `max_batch_size` as read a chunk.
+
+        A CPU reads rows in a batch no faster than one after the other.
+        """
+        if self._found_rows is None:
+            on_gpu = self.device.type == "cuda"
+            self._found_rows = largest_batch(self, self.max_batch_size) if on_gpu else 1
+        return self._found_rows
+
     def _note(self, shape: tuple[int, ...], seconds: float, **facts: Any) -> None:
         """Report what a batch of so many rows and tokens took."""
         if self.on_batch is not None:
-            rows, tokens = shape
-            cost = {"rows": rows, "tokens": tokens, "seconds": round(seconds, 4), **facts}
-            if self.device.type == "cuda":
-                cost["peak_bytes"] = torch.cuda.max_memory_allocated(self.device)
-                torch.cuda.reset_peak_memory_stats(self.device)
-            self.on_batch(cost)
+            self.on_batch(batch_cost(shape, seconds, self.device, **facts))
 
     def _score_batch(self, batch: list[ScoredSequence]) -> tuple[dict[int, Score], int]:
-        options: dict[str, Any] = {
-            "prefill_chunk_size": self.prefill_chunk_size,
-            "dtype": self.softmax_dtype,
-        }
+        options: dict[str, Any] = {"prefill_chunk_size": self.prefill_chunk_size}
+        options["dtype"] = self.softmax_dtype
         change = self.method.change
         if change is None and not any(sequence.branches for sequence in batch):
             return score_batch(self.model, batch, **options)
@@ -201,30 +214,15 @@ class AHNLM(HFLM):
                 f"method {self.method_name}: expected tasks that score continuations, got one "
                 "that generates"
             )
-        fits = [i for i, request in enumerate(requests) if self._prompt_fits(*request.args)]
-        self._report_skipped(len(requests) - len(fits), len(requests))
-        answers = [SKIPPED] * len(requests)
-        chosen = [requests[i] for i in fits]
-        generated = super().generate_until(chosen, disable_tqdm) if fits else []
-        for index, answer in zip(fits, generated, strict=True):
-            answers[index] = answer
-        return answers
-
-    def _prompt_fits(self, context: str, gen_kwargs: dict[str, Any]) -> bool:
-        if self._max_length is None:
-            return True
-        room = self.max_length - normalize_gen_kwargs(gen_kwargs, self.max_gen_toks)["max_gen_toks"]
-        return len(self.tok_encode(context)) <= room
-
-    def _report_skipped(self, count: int, total: int) -> None:
-        if count:
-            log.warning(
-                "max_length: expected samples of at most %d tokens, skipped %d of %d that are "
-                "longer", self.max_length, count, total,
-            )  # fmt: skip
+        fits, ask = skipping.fitting_prompts(self, requests), super().generate_until
+        with self.shown.of(len(fits), quiet=disable_tqdm or bool(self.rank), unit="answers"):
+            ask = partial(ask, disable_tqdm=True)
+            return skipping.with_skipped(self, fits, requests, SKIPPED, ask)
 
     def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
+        check_tokens(context.flatten().tolist(), self.model)
+        self.shown.add(self.method_name, len(context), f"now {context.numel():,} tokens")
         with self.method.context(self.model):
             answer = super()._model_generate(
                 context, *args, prefill_chunk_size=self.prefill_chunk_size, **kwargs
@@ -233,12 +231,20 @@ class AHNLM(HFLM):
         self._note(tuple(context.shape), time.perf_counter() - started, generated=generated)
         return answer
 
+    @property
+    def settings(self) -> AHNConfig | None:
+        """The memory's; None of a model without one."""
+        model = self.model
+        return attached_state(model).config if isinstance(model, AHNModelMixin) else None
+
+    def look_back(self, method: str) -> None:
+        """Change the method between two calls; ValueError where the model cannot do it."""
+        check_method(self.model, method)
+        self.method_name = method
+
     def get_model_info(self) -> dict[str, Any]:
         """As `hf`, and how the model looks back."""
-        info: dict[str, Any] = {
-            "method": self.method_name,
-            "memory": self.memory and str(self.memory),
-        }
-        if isinstance(self.model, AHNModelMixin):
-            info["ahn_config"] = attached_state(self.model).config.to_dict()
+        info: dict[str, Any] = {"method": self.method_name, "memory": self.memory}
+        if self.settings is not None:
+            info["ahn_config"] = self.settings.to_dict()
         return {**super().get_model_info(), **info}

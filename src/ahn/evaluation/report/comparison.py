@@ -37,7 +37,7 @@ def findings(runs: Sequence[Run]) -> dict[str, Any]:
         "benchmarks": {task: _benchmark(runs, task) for task in _tasks(runs)},
         "evidence": {t: split for t in _tasks(runs) if (split := _evidence(runs, t))},
         "needles": _needles(runs),
-        "positions": {r.name: _positions(r.samples[PPL]) for r in runs if PPL in r.samples},
+        "positions": _all_positions([run for run in runs if PPL in run.samples]),
         "readings": {run.name: _readings(run) for run in runs if run.readings},
         "paper": _paper(runs),
     }
@@ -110,7 +110,7 @@ def _evidence(runs: Sequence[Run], task: str) -> dict[str, Any] | None:
 
 
 def _needles(runs: Sequence[Run]) -> dict[str, Any]:
-    """Means of each metric and run: rows of length, depth, value."""
+    """Means of each metric and run: rows of length, depth, value, number."""
     maps: dict[str, Any] = {metric: {} for metric in NEEDLE_METRICS}
     for run in runs:
         for metric in NEEDLE_METRICS:
@@ -120,12 +120,21 @@ def _needles(runs: Sequence[Run]) -> dict[str, Any]:
                     key = sample.doc["length"], sample.doc["depth"]
                     cells[key].append(sample.values[metric][0])
             if cells:
-                maps[metric][run.name] = [[*key, fmean(x)] for key, x in sorted(cells.items())]
+                maps[metric][run.name] = [
+                    [*key, fmean(x), len(x)] for key, x in sorted(cells.items())
+                ]
     return {metric: rows for metric, rows in maps.items() if rows}
 
 
-def _positions(samples: Iterable[Sample]) -> list[dict[str, float]]:
-    """Loss by position over all documents: stretches with about the same place, in order."""
+def _all_positions(runs: Sequence[Run]) -> dict[str, Any]:
+    """Loss by position of every run, and its difference to full attention where that was run."""
+    full = next((run for run in runs if run.asked["method"] == FULL), None)
+    beside = {} if full is None else _by_place(full.samples[PPL])
+    return {run.name: _positions(_by_place(run.samples[PPL]), beside) for run in runs}
+
+
+def _by_place(samples: Iterable[Sample]) -> dict[int, list[Sample]]:
+    """Stretches of all documents with about the same place, by its number."""
     groups: dict[int, list[Sample]] = defaultdict(list)
     counted: dict[str, int] = defaultdict(int)
     for sample in samples:
@@ -133,9 +142,16 @@ def _positions(samples: Iterable[Sample]) -> list[dict[str, float]]:
         counted[sample.cluster] += 1
         if sample.values:
             groups[number].append(sample)
+    return groups
+
+
+def _positions(
+    groups: Mapping[int, list[Sample]], full: Mapping[int, list[Sample]]
+) -> list[dict[str, Any]]:
+    """Loss by position over all documents, in order."""
     rows = []
-    for _, group in sorted(groups.items()):
-        row = {
+    for number, group in sorted(groups.items()):
+        row: dict[str, Any] = {
             "first": fmean(s.doc["first"] for s in group),
             "last": fmean(s.doc["last"] for s in group),
             "documents": len(group),
@@ -143,6 +159,10 @@ def _positions(samples: Iterable[Sample]) -> list[dict[str, float]]:
         for metric in ("nats_per_token", "bits_per_byte"):
             costs, sizes = zip(*(s.values[metric] for s in group))
             row[metric] = sum(costs) / sum(sizes)
+        if number in full:
+            one, other = (Resampled(x, "nats_per_token") for x in (group, full[number]))
+            difference = one.minus(other)
+            row["minus_full"] = difference and asdict(difference)
         rows.append(row)
     return rows
 

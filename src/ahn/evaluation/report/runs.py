@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ahn.io.checksum import read_json
+from ahn.io.text import json_lines, read_text
 
 Value = tuple[float, float]
 """Numerator and denominator: a mean is the sum of the first over the sum of the second."""
@@ -71,10 +72,10 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 def _read(folder: Path) -> Run:
     samples = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = json_lines(read_text(path))
         samples[path.stem] = [_sample(json.loads(line)) for line in lines]
     readings = folder / "readings.jsonl"
-    lines = readings.read_text().splitlines() if readings.is_file() else []
+    lines = json_lines(read_text(readings)) if readings.is_file() else []
     return Run(
         name=folder.name,
         asked=read_json(folder / "run.json"),

@@ -16,20 +16,22 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
 from ahn.evaluation.evidence import evidence_of
-from ahn.evaluation.lm import AHNLM, SKIPPED, SKIPPED_SCORE
+from ahn.evaluation.lm import SKIPPED, SKIPPED_SCORE
 from ahn.evaluation.runs.record import RunFolder
 from ahn.evaluation.runs.suite import LoadedTasks
 from ahn.evaluation.seeds import seed_all
-from ahn.hf.attached_state import attached_state
-from ahn.modeling.attached import AHNModelMixin
 
 DESCRIBED = ("doc_id", "doc", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")
 
 
 def run_tasks(
-    lm: AHNLM, loaded: LoadedTasks, folder: RunFolder, *, chat_template: bool, seed: int
+    lm: Any, loaded: LoadedTasks, folder: RunFolder, *, chat_template: bool, seed: int
 ) -> None:
-    """Answer every sample that has no answer yet; the first process writes the scores."""
+    """Answer every sample that has no answer yet; the first process writes the scores.
+
+    Args:
+        lm: an `AHNLM` or an `AHNVLLM`.
+    """
     seed_all(seed)
     started = time.perf_counter()
     lm.on_batch = folder.note_batch if lm.rank == 0 else None
@@ -50,7 +52,7 @@ def run_tasks(
     samples = {name: _described(lm, records) for name, records in evaluated["samples"].items()}
     results = {
         "tasks": {name: _summary(loaded.tasks[name], each) for name, each in samples.items()},
-        "ahn_config": _settings(lm),
+        "ahn_config": None if lm.settings is None else lm.settings.to_dict(),
         "seconds": round(time.perf_counter() - started, 2),
         "peak_resident_bytes": _peak_resident_bytes(),
         "device": _device_name(lm.device),
@@ -67,7 +69,7 @@ def _all_chosen(loaded: LoadedTasks) -> dict[str, list[int]] | None:
     return {**every, **loaded.chosen}
 
 
-def _described(lm: AHNLM, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _described(lm: Any, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The record of each sample, in the data set's order: answer, scores and evidence."""
     described = []
     for record in sorted(records, key=lambda record: record["doc_id"]):
@@ -119,11 +121,6 @@ def _summary(task: Task, samples: list[dict[str, Any]]) -> dict[str, Any]:
         "empty": sum(sample["empty"] for sample in samples),
         "metrics": {metric: x for metric, x in metrics.items() if math.isfinite(x)},
     }
-
-
-def _settings(lm: AHNLM) -> dict[str, Any] | None:
-    model = lm.model
-    return attached_state(model).config.to_dict() if isinstance(model, AHNModelMixin) else None
 
 
 def _peak_resident_bytes() -> int:

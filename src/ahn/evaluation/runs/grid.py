@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class Grid:
         window, num_sinks: win over the memories' own.
         options: further arguments of `AHNLM` (`batch_size`, `max_length`, `dtype`, ...).
         chat_template: whether prompts go through the model's chat template.
+        engine: `transformers`, or `vllm` for a merged folder and the method `ahn`, whose options
+            are those of `AHNVLLM`.
     """
 
     model: str
@@ -38,6 +41,7 @@ class Grid:
     num_sinks: int | None
     options: dict[str, Any]
     chat_template: bool = False
+    engine: str = "transformers"
 
     def runs(self) -> Iterator[tuple[str, str | None, str]]:
         """Name, memory and method of each run, those of one memory together.
@@ -68,7 +72,7 @@ def evaluate_grid(grid: Grid, suite: Suite, output: Path) -> list[RunFolder]:
     base = str(resolve(grid.model)[0])
     folders = [RunFolder(output / name) for name in names]
     tasks: LoadedTasks | None = None
-    lm: AHNLM | None = None
+    lm: Any = None
     for number, ((name, memory, method), folder) in enumerate(zip(runs, folders), start=1):
         identity = _identity(grid, suite, memory, method)
         folder.claim(identity, write=False)
@@ -78,7 +82,7 @@ def evaluate_grid(grid: Grid, suite: Suite, output: Path) -> list[RunFolder]:
         tasks = tasks or load_tasks(suite, base)
         if lm is None or lm.memory != _resolved(grid, memory):
             lm = _load(grid, memory, method)
-        lm.method_name = method
+        lm.look_back(method)
         folder.claim(identity, write=lm.rank == 0)
         if lm.rank == 0:
             print(f"run {number} of {len(runs)}: {name}", flush=True)
@@ -91,7 +95,13 @@ def evaluate_grid(grid: Grid, suite: Suite, output: Path) -> list[RunFolder]:
     return folders
 
 
-def _load(grid: Grid, memory: str | None, method: str) -> AHNLM:
+def _load(grid: Grid, memory: str | None, method: str) -> Any:
+    if grid.engine == "vllm":
+        try:
+            from ahn.evaluation.lm.vllm_model import AHNVLLM
+        except PackageNotFoundError as error:  # lm-eval asks for the version under this name
+            raise ValueError(f"engine: expected a package named vllm, got none: {error}") from error
+        return AHNVLLM(grid.model, **grid.options)
     return AHNLM(
         grid.model,
         memory=memory,
@@ -121,4 +131,14 @@ def _identity(grid: Grid, suite: Suite, memory: str | None, method: str) -> dict
         "chat_template": grid.chat_template,
         "suite": asked,
         "versions": versions(),
+        **_engine(grid),
     }
+
+
+def _engine(grid: Grid) -> dict[str, str]:
+    """The engine and its version; nothing of `transformers`, which has a version already."""
+    if grid.engine != "vllm":
+        return {}
+    import vllm
+
+    return {"engine": f"vllm {vllm.__version__}"}

@@ -76,9 +76,13 @@ class RunFolder:
                 temporary.write_text("".join(line + "\n" for line in lines))
         write_json(self.path / "results.json", results)
 
+    def results(self) -> dict[str, Any]:
+        """The scores of a finished run."""
+        return read_json(self.path / "results.json")
+
     def scores(self) -> Iterator[str]:
         """A line for each task: metrics, samples, skipped ones and empty answers."""
-        for task, result in read_json(self.path / "results.json")["tasks"].items():
+        for task, result in self.results()["tasks"].items():
             metrics = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
             counts = [f"{result['samples']} samples"]
             counts += [f"{result['skipped']} skipped as too long"] if result["skipped"] else []

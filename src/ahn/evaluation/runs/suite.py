@@ -16,12 +16,16 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from ahn.evaluation.seeds import seed_all
 from ahn.evaluation.tasks import TASKS
+from ahn.evaluation.tasks.infinitebench import task as infinitebench
 from ahn.evaluation.tasks.longbench import task as longbench
+from ahn.evaluation.tasks.recall.kinds import KINDS
 from ahn.evaluation.tasks.ruler import task as ruler
 from ahn.evaluation.texts import PG19
 
 GROUPS = {
     "needle": ("ahn_needle",),
+    "recall": tuple(f"ahn_recall_{kind}" for kind in KINDS),
+    "recall-chat": tuple(f"ahn_recall_chat_{kind}" for kind in KINDS),
     "ppl": ("ahn_ppl",),
     "lveval": ("ahn_lveval",),
     # The paper's six: those of LongBench whose samples are longest on average.
@@ -32,19 +36,22 @@ GROUPS = {
     "longbench": ("longbench",),
     "infinitebench-qa": ("infinitebench_longbook_qa_en",),
     "ruler": ("ruler",),
+    "ruler-local": ruler.LOCAL,
 }
 # lm-eval's folders of those. The index of all its tasks takes many seconds to build.
 FOLDERS = tuple(
     Path(lm_eval.tasks.__file__).parent / x for x in ("longbench", "infinitebench", "ruler")
 )
 OWN = "ahn_"  # beginning of the names of this package's tasks
-MADE = ("ahn_needle", "ahn_ppl")  # tasks whose samples are made from texts
+MADE = ("ahn_needle", "ahn_recall", "ahn_ppl")  # tasks whose samples are made from texts
 # Which tasks take which option, by the beginning of their names.
 USERS = {
     "lengths": (*MADE, "ahn_lveval", *ruler.BEGINNINGS),
-    "depths": ("ahn_needle",),
+    "depths": ("ahn_needle", "ahn_recall"),
     "texts": MADE,
 }
+# What makes a benchmark's own scores of lm-eval's, by the beginning of its tasks' names.
+ADJUSTED = {"longbench_": longbench.adjusted, infinitebench.QA: infinitebench.adjusted}
 OFFICIAL = {"longbook_qa_en": "longbook_qa_eng"}  # splits that the benchmark calls otherwise
 LENGTH_NAMES = ("level", "max_length")  # under which LV-Eval and RULER say what was asked
 RENAMED = {"question": "input"}  # columns of lm-eval's copy of LongBench, and the benchmark's
@@ -189,13 +196,13 @@ def _specification(manager: TaskManager, suite: Suite, name: str) -> Any:
         return name
     if name.startswith(ruler.BEGINNINGS):
         return ruler.adjusted(load_yaml(path), suite.samples, suite.data)
-    is_longbench = name.startswith("longbench_")
-    if suite.data is None and not is_longbench:
+    adjust = next((f for begin, f in ADJUSTED.items() if name.startswith(begin)), None)
+    if suite.data is None and adjust is None:
         return name
     config = load_yaml(path)
     if suite.data is not None:
         config = _from_folder(config, suite.data)
-    return longbench.adjusted(config) if is_longbench else config
+    return config if adjust is None else adjust(config)
 
 
 def _from_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:

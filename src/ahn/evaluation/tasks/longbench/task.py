@@ -22,6 +22,8 @@ with warnings.catch_warnings():
     from fuzzywuzzy import fuzz
 from lm_eval.tasks.longbench import metrics
 
+from ahn.evaluation.tasks.rouge_l import rouge_l
+
 jieba.setLogLevel("ERROR")
 CLASSIFIED = ("trec", "lsht")
 FEW_SHOT = (*CLASSIFIED, "triviaqa", "samsum")
@@ -35,13 +37,23 @@ def code_similarity(prediction: str, answer: str, **_: Any) -> float:
     return fuzz.ratio(next(code, ""), answer) / 100
 
 
+def rouge_zh(prediction: str, answer: str, **_: Any) -> float:
+    """ROUGE-L of Chinese words."""
+    return rouge_l(*(" ".join(jieba.cut(text)) for text in (prediction, answer)))
+
+
+def rouge_en(prediction: str, answer: str, **_: Any) -> float:
+    """ROUGE-L of words between blanks."""
+    return rouge_l(prediction, answer)
+
+
 Metric = Callable[..., float]
 METRICS: dict[str, Metric] = {
     **dict.fromkeys(("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa"), metrics.qa_f1_score),
     **dict.fromkeys(("2wikimqa", "musique", "triviaqa"), metrics.qa_f1_score),
     "multifieldqa_zh": metrics.qa_f1_zh_score,
-    **dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), metrics.rouge_score),
-    **dict.fromkeys(("dureader", "vcsum"), metrics.rouge_zh_score),
+    **dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), rouge_en),
+    **dict.fromkeys(("dureader", "vcsum"), rouge_zh),
     **dict.fromkeys(CLASSIFIED, metrics.classification_score),
     "passage_retrieval_en": metrics.retrieval_score,
     "passage_retrieval_zh": metrics.retrieval_zh_score,

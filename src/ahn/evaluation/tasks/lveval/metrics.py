@@ -13,7 +13,8 @@ from pathlib import Path
 
 import jieba
 from lm_eval.tasks.longbench.metrics import normalize_answer, normalize_zh_answer
-from rouge import Rouge
+
+from ahn.evaluation.tasks.rouge_l import rouge_l
 
 jieba.setLogLevel("ERROR")
 MIN_RECALL_EN, MIN_RECALL_ZH = 0.2, 0.4
@@ -54,11 +55,7 @@ def rouge_zh(prediction: str, answer: str, keywords: str | None = None) -> float
 
     Two texts of which only blanks are left are alike, as in the benchmark.
     """
-    texts = [" ".join(_allowed_chinese(text)) for text in (prediction, answer)]
-    try:
-        return Rouge().get_scores(*texts)[0]["rouge-l"]["f"]
-    except ValueError:  # its word for an empty text
-        return 0.0
+    return rouge_l(*(" ".join(_allowed_chinese(text)) for text in (prediction, answer)))
 
 
 METRICS: dict[str, Callable[..., float]] = {

@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 
 from ahn.evaluation.tasks.lveval.metrics import METRICS
+from ahn.io.text import UTF8, json_lines, read_text
 
 HUB = "Infinigence/LVEval"
 LENGTHS = {16384: "16k", 32768: "32k", 65536: "64k", 131072: "128k", 262144: "256k"}
@@ -77,7 +78,7 @@ def _prompt(name: str, language: str, data: str | None) -> tuple[str, str]:
     if config is None or not config.is_file():
         prompt = Path(__file__).parent / f"prompt_{language}.txt"
         return OWN_WORDING, prompt.read_text(encoding="utf-8").removesuffix("\n")
-    for node in ast.parse(config.read_text(encoding="utf-8")).body:
+    for node in ast.parse(read_text(config)).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DATASET_PROMPT":
             return BENCHMARK_WORDING, ast.literal_eval(node.value)[name]
     raise ValueError(f"{config}: expected the benchmark's DATASET_PROMPT, got none")
@@ -109,7 +110,7 @@ def _lines(stem: str, data: str | None) -> tuple[str, list[str]]:
         path = Path(data) / f"{stem}.jsonl"
         if not path.is_file():
             raise ValueError(f"{path}: expected a file of LV-Eval, got none")
-        return str(path), path.read_text(encoding="utf-8").splitlines()
+        return str(path), json_lines(read_text(path))
     from huggingface_hub import hf_hub_download
 
     archive = f"{stem.rsplit('_', 1)[0]}.zip"
@@ -117,4 +118,4 @@ def _lines(stem: str, data: str | None) -> tuple[str, list[str]]:
         member = next((m for m in file.namelist() if Path(m).name == f"{stem}.jsonl"), None)
         if member is None:
             raise ValueError(f"{HUB}/{archive}: expected {stem}.jsonl in it, got none")
-        return f"{HUB}/{stem}", file.read(member).decode("utf-8").splitlines()
+        return f"{HUB}/{stem}", json_lines(file.read(member).decode(UTF8))

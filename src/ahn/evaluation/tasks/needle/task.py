@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_left
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 
+from ahn.evaluation.tasks.haystack import lines_of, places_of, stretch
 from ahn.evaluation.texts import DEFAULT_TEXTS, named_texts, task_tokenizer, token_starts
+from ahn.facts.words import TEST_WORDS as WORDS
 
 FACT = "# the secret word of {key} is"
-WORDS = tuple((Path(__file__).parent / "words.txt").read_text().split())
 
 
 def dataset(
@@ -53,13 +52,13 @@ def dataset(
     """
     _check(lengths, depths, haystacks)
     encoder = task_tokenizer(tokenizer, pretrained)
-    lines, sizes = _lines(encoder, "\n".join(text for _, text in named_texts(texts, data)))
+    lines, sizes = lines_of(encoder, "\n".join(text for _, text in named_texts(texts, data)))
     reserved = 2 * len(depths) * (1 + len(token_starts(encoder, _fact("word", "word"))))
     questions = []
     for length in lengths:
         for index in range(haystacks):
             chance = random.Random(f"{seed}/{length}/{index}")
-            hay = _stretch(lines, sizes, length - reserved, chance)
+            hay = stretch(lines, sizes, length - reserved, chance)
             for question in _questions(encoder.bos_token or "", hay, depths, chance):
                 tokens = len(token_starts(encoder, question["context"]))
                 questions.append(
@@ -90,40 +89,13 @@ def _check(lengths: Sequence[int], depths: Sequence[float], haystacks: int) -> N
         raise ValueError(f"haystacks: expected at least 1, got {haystacks}")
 
 
-def _lines(encoder: Any, text: str) -> tuple[list[str], list[int]]:
-    """The lines of a text, and how many of its tokens begin in each or at its end."""
-    starts, begin, lines, sizes = token_starts(encoder, text), 0, text.split("\n"), []
-    for line in lines:
-        sizes.append(bisect_left(starts, begin + len(line) + 1) - bisect_left(starts, begin))
-        begin += len(line) + 1
-    return lines, sizes
-
-
-def _stretch(
-    lines: Sequence[str], sizes: Sequence[int], length: int, chance: random.Random
-) -> list[tuple[str, int]]:
-    """Consecutive lines of `length` tokens and their sizes, from a random place, the texts' end
-    followed by their beginning."""
-    if length < 1:
-        raise ValueError(f"lengths: expected {1 - length} more tokens, to hold all needles")
-    if length > sum(sizes):
-        raise ValueError(f"texts: expected at least {length} tokens, got {sum(sizes)}")
-    hay: list[tuple[str, int]] = []
-    start, total = chance.randrange(len(lines)), 0
-    while total < length:
-        index = (start + len(hay)) % len(lines)
-        hay.append((lines[index], sizes[index]))
-        total += sizes[index]
-    return hay
-
-
 def _questions(
     text: str, hay: Sequence[tuple[str, int]], depths: Sequence[float], chance: random.Random
 ) -> list[dict[str, Any]]:
     """One question per needle, in the order they are asked; `text` is what all begin with."""
     words = chance.sample(WORDS, 2 * len(depths))
     keys, values = words[: len(depths)], words[len(depths) :]
-    places = _places(hay, depths)
+    places = places_of(hay, depths)
     facts = {}
     for line in range(len(hay) + 1):
         for needle in (i for i, place in enumerate(places) if place == line):
@@ -145,17 +117,6 @@ def _questions(
         )
         text += f" {values[needle]}\n"
     return questions
-
-
-def _places(hay: Sequence[tuple[str, int]], depths: Sequence[float]) -> list[int]:
-    """The line before which each needle stands."""
-    total, before, places = sum(size for _, size in hay), 0, {}
-    for line, (_, size) in enumerate([*hay, ("", 0)]):
-        for depth in depths:
-            if depth not in places and before >= depth * total:
-                places[depth] = line
-        before += size
-    return [places[depth] for depth in depths]
 
 
 def _fact(key: str, value: str) -> str:

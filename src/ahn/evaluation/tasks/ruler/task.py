@@ -1,5 +1,7 @@
 """RULER (arXiv 2404.06654) as lm-eval makes it, with as many samples as asked, also offline.
 
+A question with several answers counts as answered by any of them, as in the benchmark.
+
 lm-eval makes 500 samples of every length and fetches essays and questions from the net. With a
 folder of data they come from files in RULER's own names and format: `PaulGrahamEssays.json`,
 `squad.json`, `hotpotqa.json`, and `nltk_data`, with which essays are split into sentences.
@@ -17,12 +19,17 @@ from unittest.mock import patch
 import datasets
 import nltk
 
+from ahn.io.text import read_text
+
+# Needles in noise or among needles: they need no essays and no questions from the hub.
+LOCAL = ("niah_single_1", "niah_multikey_2", "niah_multikey_3")
 BEGINNINGS = ("niah_", "ruler")  # of its tasks' names
 # What lm-eval's modules make samples with, each taking `num_samples`.
 MAKERS = ("generate_samples", "sys_word_pair_random", "sys_kwext", "sys_vartrack_w_noise_random")
 ESSAYS, QUESTIONS = "PaulGrahamEssays.json", {"read_squad": "squad.json",
                                               "read_hotpotqa": "hotpotqa.json"}  # fmt: skip
 LEAST = 4096  # tokens: RULER's shortest
+ANY_OF = ("ruler_qa_squad", "ruler_qa_hotpot")  # the benchmark asks for one of the answers
 ENDLESS = ("ruler_vt", "ruler_cwe", "ruler_fwe")  # lm-eval seeks shorter samples without end
 Make = Callable[..., dict[str, datasets.Dataset]]
 
@@ -33,7 +40,19 @@ def adjusted(
     """lm-eval's configuration of a task, with at most so many samples of each length."""
     least = LEAST if config["task"] in ENDLESS else 1
     make = partial(dataset, config["custom_dataset"], samples=samples, folder=data, least=least)
-    return {**config, "custom_dataset": make}
+    changed: dict[str, Any] = {"custom_dataset": make}
+    if config["task"] in ANY_OF:
+        changed["process_results"] = partial(any_of, config["process_results"])
+    return {**config, **changed}
+
+
+def any_of(
+    share_of: Callable[..., dict[str, float]], doc: dict[str, Any], results: list[str]
+) -> dict[str, float]:
+    """1 where an answer is found, by `share_of`, lm-eval's score: the share of answers found."""
+    found = share_of(doc, results)
+    length = str(doc["max_length"])
+    return {**found, length: float(found[length] > 0)}
 
 
 def dataset(
@@ -97,6 +116,6 @@ def _json(file: Path) -> Any:
     if not file.is_file():
         raise ValueError(f"{file}: expected a file of RULER, got none")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_text(file))
     except ValueError as error:
         raise ValueError(f"{file}: expected JSON, got: {error}") from error

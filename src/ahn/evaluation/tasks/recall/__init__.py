@@ -1,0 +1,1 @@
+"""Facts in a long text, asked for in forms that no memory was trained on."""
