@@ -15,9 +15,10 @@ from rich.console import Console
 
 import ahn
 import standin
-from ahn.demo import DemoSettings, print_result, progress, run_demo, summarise
+from ahn.demo import DemoSettings, print_result, run_demo, summarise
 from ahn.demo.documents import evaluation_documents, training_batches
-from ahn.demo.result import FULL, WINDOW, Measured
+from ahn.demo.result import FULL, SAME_BYTES, WINDOW, Measured
+from ahn.demo.run import MEMORIES, SLOTS
 from ahn.demo.show import verdict
 
 TOKENS, STEPS = 500, 3
@@ -67,10 +68,10 @@ def test_rates_are_those_of_plain_forwards(run):
     with ahn.memory_off(model):
         assert result.row(WINDOW).bits_per_byte == pytest.approx(rate(model), rel=1e-5)
     assert result.row(FULL).bits_per_byte == pytest.approx(rate(standin.base()), rel=1e-5)
-    for cell in ("GatedDeltaNet", "DeltaNet", "Mamba2"):
-        model, _ = standin.load(cell)
-        assert result.row(cell).bits_per_byte == pytest.approx(rate(model), rel=1e-5)
-    assert len({row.bits_per_byte for row in result.rows}) == len(result.rows) == 6
+    for name in MEMORIES:
+        model, _ = standin.load(name)
+        assert result.row(name).bits_per_byte == pytest.approx(rate(model), rel=1e-5)
+    assert len({row.bits_per_byte for row in result.rows}) == len(result.rows) == 8
 
 
 def test_shares_follow_from_the_rates():
@@ -103,6 +104,8 @@ def test_bytes_are_bounded_but_for_full_attention(run):
     longest = max(document["tokens"] for document in result.documents)
     assert result.row(FULL).cache_bytes == longest * per_token
     assert result.row(WINDOW).cache_bytes == standin.BUDGET * per_token
+    slots, same = result.row(SLOTS).cache_bytes, result.row(SAME_BYTES).cache_bytes
+    assert slots - per_token < same <= slots
     for name, points in result.held_by_length.items():
         assert points[0] == (0, 0) and points[-1] == (longest, result.row(name).cache_bytes)
 
@@ -164,7 +167,9 @@ def test_what_does_not_help_is_said(run):
     result, _ = run
     rates = {FULL: 1.0, WINDOW: 2.0, "DeltaNet": 2.5, FRESH: 2.25}
     rows = [
-        dataclasses.replace(row, bits_per_byte=rates.get(row.name, 1.5), recovered=0.5)
+        dataclasses.replace(
+            row, found=len(row.name), bits_per_byte=rates.get(row.name, 1.5), recovered=0.5
+        )
         for row in result.rows
     ]
     lines = verdict(dataclasses.replace(result, rows=rows))
@@ -173,12 +178,17 @@ def test_what_does_not_help_is_said(run):
         f"{FRESH} does not beat the window alone on this text.",
     ]
     assert "lost 0.2500 bits per byte" in lines[-1]
+    assert lines[0] == (
+        f"Of {result.facts} facts that have left the window, full attention finds 14, the window "
+        f"alone 14, {SAME_BYTES} {len(SAME_BYTES)}."
+    )
 
 
 def test_without_steps_there_is_no_fresh_row(monkeypatch):
     standin.use(monkeypatch)
-    result = run_demo(DemoSettings(tokens=60, steps=0), lambda *report: None)
-    assert result.training is None and [row.name for row in result.rows][-1] == "Mamba2"
+    result = run_demo(DemoSettings(tokens=60, haystacks=0, steps=0), lambda *report: None)
+    assert result.facts == 0 and not any("facts" in line for line in verdict(result))
+    assert result.training is None and [row.name for row in result.rows][-1] == MEMORIES[-1]
     assert not any("fresh" in line for line in verdict(result))
 
 
@@ -213,7 +223,7 @@ def test_a_text_that_cannot_be_measured_is_refused(tmp_path, data, tokens, messa
         )
 
 
-@pytest.mark.parametrize("settings", [{"tokens": 0}, {"steps": -1}])
+@pytest.mark.parametrize("settings", [{"tokens": 0}, {"haystacks": -1}, {"steps": -1}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match="expected at least"):
         DemoSettings(**settings)
@@ -237,11 +247,3 @@ def test_training_text_is_training_text_alone(monkeypatch, tmp_path):
     copy = tmp_path / "copy.py"
     copy.write_text(texts[1])
     assert all(part in texts[0] for part in stretches(copy))
-
-
-def test_progress_shows_a_bar_on_a_terminal_alone():
-    for terminal in (True, False):
-        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-        with progress(console) as report:
-            report("reading: something", 3, 7, "KL 0.5")
-        assert ("something" in console.file.getvalue()) == terminal

@@ -91,6 +91,7 @@ def test_this_interpreters_held_out_modules_are_whole_and_stable():
     assert all(len(text) > 20_000 for text in texts.values())
 
 
+@pytest.mark.slow
 def test_no_file_of_a_held_out_module_is_trained_on(monkeypatch):
     # Top-level modules up to "d" stand for the rest of the library, which takes long to compare.
     files = [

@@ -13,14 +13,13 @@ import ahn
 from ahn.embedded import BASE, MEMORIES
 from ahn.embedded.corpus import Corpus
 from ahn.embedded.distill_memories import Settings, train_memory
-from tiny_models import over_shipped
 
 
 def shipped(cell):
     return json.loads((MEMORIES / cell / "training.json").read_text())
 
 
-@over_shipped
+@pytest.mark.parametrize("cell", ["GatedDeltaNet", "DeltaNet"])
 def test_the_defaults_are_those_that_made_what_ships(cell):
     found = shipped(cell)
     assert found["settings"] == asdict(Settings(cell))
@@ -38,6 +37,7 @@ def runs(tmp_path_factory):
     return folders, results
 
 
+@pytest.mark.slow
 def test_it_repeats_itself_and_writes_a_memory_of_the_base(runs):
     folders, results = runs
     first, second = (load_file(folder / "ahn_model.safetensors") for folder in folders)

@@ -12,9 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ahn.embedded import evaluate_base, train_base
+from ahn.embedded import BASE, copies, evaluate_base, train_base
+from ahn.embedded.base_rows import RowMaker, batches
+from ahn.embedded.base_training import _rate, train
 from ahn.embedded.corpus import Corpus
 from ahn.embedded.evaluate_base import Measurement, evaluate, sink_window_mask
+from ahn.embedded.evaluate_recall import RecallMeasurement, answer_scores, evaluate_recall
+from ahn.facts import Answer, Fact
+from ahn.facts.planted import Said
 
 TINY = train_base.Settings(
     vocab_size=512,
@@ -23,12 +28,15 @@ TINY = train_base.Settings(
     num_layers=2,
     num_heads=2,
     num_key_value_heads=1,
-    context=64,
+    context=128,
     copies=2,
+    facts=200,
+    rows=((64, 4), (128, 2)),
     steps=25,
-    batch_size=4,
     warmup_steps=5,
+    watch_steps=20,
 )
+FACTS = RecallMeasurement(lengths=(96,), haystacks=(1,), facts=2, near=16, text=32)
 SHORT = Measurement(contexts=(16, 32, 64), windows=(8,), num_sinks=2, row=64, buckets=(0, 16, 64))
 
 
@@ -47,8 +55,9 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("base")
     with pytest.MonkeyPatch.context() as patch:
         # Starting a process costs more than everything else here.
+        patch.setattr(copies, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
         patch.setattr(
-            train_base, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(workers)
+            train_base, "evaluate_recall", lambda *given: evaluate_recall(*given[:3], FACTS)
         )
         patch.setattr(
             train_base, "evaluate", lambda *arguments: evaluate(*arguments, measurement=SHORT)
@@ -61,8 +70,10 @@ def test_the_recipe_learns_and_writes_a_whole_folder(trained):
     out, result = trained
     assert json.loads((out / "training.json").read_text()) == json.loads(json.dumps(result))
     assert result["settings"] == dataclasses.asdict(TINY)
-    assert len(result["loss_every_20_steps"]) == 2
-    assert result["loss_every_20_steps"][-1] < math.log(TINY.vocab_size) - 0.1
+    assert len(result["text_every_20_steps"]) == len(result["answers_every_20_steps"]) == 2
+    assert result["text_every_20_steps"][-1] < math.log(TINY.vocab_size) - 0.1
+    assert [x["step"] for x in result["watched"]] == [20]
+    assert result["recall"]["found"]["96"].keys() == {"seen", "unseen"}
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
@@ -77,16 +88,99 @@ def test_the_folder_loads_in_bfloat16_with_its_tokenizer(trained):
     assert model.config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_the_same_seed_gives_the_same_losses_and_another_does_not():
-    stream = torch.randint(512, (1000,), generator=torch.Generator().manual_seed(0))
+def maker(share=0.5):
+    """Rows of random tokens with facts that are said in tokens 5 to 9 and are asked for by 10."""
+    stream = torch.randint(20, 500, (4000,), generator=torch.Generator().manual_seed(0)).int()
+    ends = torch.zeros(512, dtype=torch.bool)
+    ends[20:40] = True
+    said = [Said([5, key], [value], [9]) for key in (6, 7, 8) for value in (11, 12)]
+    facts = [Fact(("", str(x.before[1])), x, x._replace(before=[10, x.before[1]]), ("",) * 4)
+             for x in said]  # fmt: skip
+    return RowMaker(stream, ends, list(zip(facts[::2], facts[1::2])), share, 4.0)
 
+
+def batch_of(seed):
+    return next(batches(maker(), [(64, 4)], seed))
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_does_not():
     def losses(seed):
         torch.manual_seed(seed)
-        settings = dataclasses.replace(TINY, seed=seed)
-        return train_base.train(train_base.make_model(settings), stream, settings, "cpu")
+        settings = dataclasses.replace(TINY, seed=seed, steps=3)
+        rows = batches(maker(), settings.shapes(), seed)
+        return train(train_base.make_model(settings), rows, settings, "cpu").text
 
-    assert losses(0) == losses(0)
-    assert losses(0) != losses(1)
+    assert losses(0) == losses(0) != losses(1)
+
+
+def test_rows_ask_for_what_they_say_and_answers_weigh_more():
+    ids, weights = (torch.cat(x) for x in zip(*(batch_of(seed) for seed in range(8))))
+    assert ids.shape == (32, 65) and weights.shape == (32, 64)
+    asked = (weights > 1).nonzero()
+    assert len(asked) > 20 and set(weights.unique().tolist()) == {1.0, 4.0}
+    for row, place in asked.tolist():
+        key, value = ids[row, place], ids[row, place + 1]
+        said = [i for i in range(place - 1) if ids[row, i] == 5 and ids[row, i + 1] == key]
+        assert ids[row, place - 1] == 10
+        if said:
+            assert ids[row, said[-1] + 2] == value
+        else:  # the row begins within what was said
+            assert value in ids[row, :3]
+
+
+def test_a_share_of_the_rows_is_plain_text():
+    plain = [bool((w == 1).all()) for s in range(30) for w in batch_of(s)[1]]
+    assert 0.3 < sum(plain) / len(plain) < 0.7
+
+
+def test_longer_rows_take_their_turn():
+    shapes = train_base.Settings(steps=8).shapes()
+    assert shapes == [(8192, 8)] * 2 + [(8192, 8), (32768, 2)] * 3
+
+
+def test_the_schedule_ends_with_the_steps_or_the_time():
+    end = _rate(99, 1.0, train_base.Settings(steps=100, warmup_steps=10))
+    middle = _rate(50, 0.55, train_base.Settings(steps=100, warmup_steps=10))
+    assert end == pytest.approx(0, abs=1e-9) and middle == pytest.approx(0.5)
+    assert _rate(4, 0.0, train_base.Settings(steps=100, warmup_steps=10)) == 0.5
+    settings = dataclasses.replace(TINY, seconds=1e-9)
+    curves = train(train_base.make_model(settings), batches(maker(), settings.shapes(), 0),
+                   settings, "cpu")  # fmt: skip
+    assert len(curves.text) == 1
+
+
+def test_a_model_is_trained_further(trained, tmp_path):
+    settings = dataclasses.replace(TINY, steps=0, facts=50)
+    first = AutoModelForCausalLM.from_pretrained(trained[0]).state_dict()
+    model = train_base._model(settings, trained[0]).state_dict()
+    assert all(torch.equal(model[name], first[name].float()) for name in first)
+
+
+def test_an_answer_counts_where_every_token_is_the_likeliest(trained):
+    model = AutoModelForCausalLM.from_pretrained(trained[0], dtype=torch.float32).eval()
+    ids = torch.randint(1, 512, (60,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        likeliest = model(ids[None]).logits[0].argmax(-1)
+    ids[31] = likeliest[30]
+    with torch.no_grad():
+        ids[32] = model(ids[None]).logits[0, 31].argmax(-1)
+        logits = model(ids[None]).logits[0].log_softmax(-1)
+    answers = [Answer(31, 2, 5), Answer(31, 3, 5), Answer(40, 1, 5)]
+    scores = answer_scores(model, ids, answers)
+    for answer, (found, nats) in zip(answers, scores):
+        places = range(answer.start, answer.start + answer.length)
+        assert nats == pytest.approx(-sum(float(logits[i - 1, ids[i]]) for i in places), rel=1e-4)
+        assert found == all(int(logits[i - 1].argmax()) == int(ids[i]) for i in places)
+    assert scores[0][0]
+
+
+def test_the_defaults_are_those_that_made_what_ships():
+    found = json.loads((BASE / "training.json").read_text())
+    settings = dataclasses.asdict(dataclasses.replace(train_base.Settings(), seconds=230.0))
+    assert found["settings"] == json.loads(json.dumps(settings))
+    assert found["recall"]["nats"] < 2.335
+    for length, forms in found["recall"]["found"].items():
+        assert forms["seen"]["found"] > 0.95 and forms["unseen"]["found"] > 0.9, length
 
 
 def test_the_shipped_shape_fits_the_package():

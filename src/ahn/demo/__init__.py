@@ -2,14 +2,13 @@
 
 from ahn.demo.result import DemoResult, Row, summarise
 from ahn.demo.run import DemoSettings, run_demo
-from ahn.demo.show import print_result, progress
+from ahn.demo.show import print_result
 
 __all__ = [
     "DemoResult",
     "DemoSettings",
     "Row",
     "print_result",
-    "progress",
     "run_demo",
     "summarise",
 ]

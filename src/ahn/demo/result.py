@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ahn.config import AHNConfig
 from ahn.demo.documents import Document
 from ahn.evaluation import beyond_budget, bits_per_byte
 
-FULL, WINDOW = "full attention", "window + sinks"
+FULL, WINDOW, SAME_BYTES = "full attention", "window + sinks", "window, as many bytes"
 POINTS = 64  # of each curve
 SMOOTHING = 0.06  # half width of the running mean, as a share of the longest document
 
@@ -29,6 +29,7 @@ class Measured:
     losses: list[Tensor]  # of each document, [T - 1], on the CPU
     cache_sizes: list[tuple[int, int]]  # of the longest document: tokens so far, bytes of the cache
     tokens_per_second: float
+    found: list[bool] = field(default_factory=list)  # of each fact that was asked for
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Row:
     """One line of the table."""
 
     name: str
+    found: int  # facts
     bits_per_byte: float  # of the bytes beyond the budget
     recovered: float | None  # share of the gap between window and full attention; None: no gap
     cache_bytes: int  # at the end of the longest document
@@ -60,6 +62,7 @@ class DemoResult:
     memory: dict[str, Any]  # window, num_sinks, ... of the shipped memories
     documents: list[dict[str, Any]]  # name, tokens, bytes, and bytes beyond the budget
     bytes_beyond_budget: int
+    facts: int  # asked for, all of which have left the window
     rows: list[Row]
     training: Training | None
     positions: list[int]  # tokens, of the curves of bits per byte
@@ -102,6 +105,7 @@ def summarise(
             for d, size in zip(documents, beyond)
         ],
         bytes_beyond_budget=sum(beyond),
+        facts=len(measurements[FULL].found),
         rows=[_row(name, measured, rates) for name, measured in measurements.items()],
         training=training,
         positions=positions,
@@ -126,6 +130,7 @@ def _row(name: str, measured: Measured, rates: Mapping[str, float]) -> Row:
     gap = rates[WINDOW] - rates[FULL]
     return Row(
         name=name,
+        found=sum(measured.found),
         bits_per_byte=rates[name],
         recovered=(rates[WINDOW] - rates[name]) / gap if gap > 0 else None,
         cache_bytes=measured.cache_sizes[-1][1],

@@ -1,47 +1,13 @@
-"""The demo on a terminal: progress bars, a table, and what it says in words."""
+"""The demo on a terminal: a table, and what it says in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
 from ahn.demo.result import FULL, WINDOW, DemoResult, Row
-from ahn.demo.run import Report
 
 MIB = 2**20
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Report]:
-    """One bar for each stage that is reported, gone when the block ends; none off a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    bars: dict[str, TaskID] = {}
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as shown:
-
-        def report(stage: str, done: int, total: int, note: str = "") -> None:
-            if stage not in bars:
-                bars[stage] = shown.add_task(stage, total=total, note=note)
-            shown.update(bars[stage], completed=done, note=note)
-
-        yield report
 
 
 def print_result(result: DemoResult, console: Console) -> None:
@@ -56,7 +22,8 @@ def print_result(result: DemoResult, console: Console) -> None:
         soft_wrap=True,
     )
     table = Table(title=f"Beyond the budget of {sinks} sinks + a window of {window} tokens")
-    table.add_column("looking back with")
+    table.add_column("looking back with", no_wrap=True)
+    table.add_column(f"facts of {result.facts}", justify="right")
     for heading in ("bits per byte", "gap recovered", "cache MiB", "tokens/s"):
         table.add_column(heading, justify="right")
     for row in result.rows:
@@ -67,9 +34,15 @@ def print_result(result: DemoResult, console: Console) -> None:
 
 
 def verdict(result: DemoResult) -> list[str]:
-    """What the table says, in one or two sentences."""
+    """What the table says, in a few sentences."""
     full, window = result.row(FULL), result.row(WINDOW)
     lines = []
+    if result.facts:
+        best = max((row for row in result.rows if row is not full), key=lambda row: row.found)
+        lines.append(
+            f"Of {result.facts} facts that have left the window, full attention finds "
+            f"{full.found}, the window alone {window.found}, {best.name} {best.found}."
+        )
     if window.recovered is None:
         lines.append("On this text full attention predicts no better than the window: no gap.")
     lines += [
@@ -87,9 +60,10 @@ def verdict(result: DemoResult) -> list[str]:
     return lines
 
 
-def _cells(row: Row) -> tuple[str, str, str, str, str]:
+def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.name,
+        str(row.found),
         f"{row.bits_per_byte:.4f}",
         "-" if row.recovered is None else f"{row.recovered:.1%}",
         f"{row.cache_bytes / MIB:.2f}",

@@ -35,7 +35,7 @@ class Settings:
     cell: str
     window: int = 256
     num_sinks: int = 4
-    steps: int = 350
+    steps: int = 180
     batch_size: int = 4
     length: int = 8192
     learning_rate: float = 1e-2

@@ -19,7 +19,8 @@ def load(
     """The embedded model in float32, and its tokenizer.
 
     Args:
-        memory: cell of a shipped memory (`GatedDeltaNet`, `DeltaNet`, `Mamba2`); None is the base.
+        memory: a shipped memory (`Slots`, `GatedDeltaNet-Slots`, `GatedDeltaNet`, `DeltaNet`); None
+            is the base.
         window, num_sinks: win over the memory's own settings.
 
     Raises:
