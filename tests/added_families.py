@@ -81,9 +81,8 @@ class ToyAttention(nn.Module):
         _, cache = cache_argument(kwargs)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        name = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get(name, eager_attention_forward)
         out, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, **kwargs
         )

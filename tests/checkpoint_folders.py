@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import ahn
@@ -12,7 +13,7 @@ from tiny_models import shared_base, shared_model
 def save_base(folder: Path, family: str = "Qwen2", **options) -> Path:
     """The base of `models.shared_model`, with a tokenizer that has a chat template."""
     shared_base(family).save_pretrained(folder, **options)
-    tokenizer = standin.tokenizer()
+    tokenizer = copy.deepcopy(standin.tokenizer())
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer.save_pretrained(folder)
     return folder

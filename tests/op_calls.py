@@ -14,6 +14,7 @@ from ahn.ops.gated_mlp import gated_mlp
 from ahn.ops.gated_norm import gated_norm, gated_norm_linear
 from ahn.ops.gemv import Linear, Norm, linear_add, norm_linear, norm_swiglu
 from ahn.ops.logit_losses import logit_losses
+from ahn.ops.slots import choose as choose_slots
 from ahn.ops.ssd import ssd
 from ahn.ops.window_attention import window_attention
 
@@ -62,7 +63,13 @@ def op_calls(device="cpu", dtype=torch.float32):
         known = (draw(5, 40), torch.arange(5, device=device), None, (1.0, 1.0), True)
         return logit_losses(3 * draw(5, 40), *known, kernels=kernels)
 
+    def choose_by(kernels):
+        place = torch.ones(1, HEADS, 5, dtype=torch.int32, device=device)
+        choice = choose_slots(draw(1, HEADS, 5), place, draw(1, HEADS, TOKENS), kernels=kernels)
+        return choice.index, choice.slot_end, choice.arrival_end, choice.kept
+
     return {
+        ("slot_choice", "choose"): choose_by,
         ("delta_rule", "delta_rule"): lambda k: delta_rule(x, x, x, beta, kernels=k),
         ("ssd", "ssd"): lambda k: ssd(x, x, x, -beta, dt=beta, kernels=k),
         ("window_attention", "window_attention"): attend,

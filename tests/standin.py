@@ -14,6 +14,7 @@ from tiny_models import base_model, wake
 
 VOCABULARY, CONTEXT, WINDOW, SINKS = 300, 192, 16, 4
 BUDGET = WINDOW + SINKS
+SLOTS = 8
 PARAGRAPH = "def first(values):\n    return [value for value in values if value][:1]\n"
 TEXTS = {  # held-out documents of the stand-in, each beyond its context
     "alpha": PARAGRAPH * 12,
@@ -47,10 +48,16 @@ def base():
 
 
 def load(memory=None, *, window=None, num_sinks=None):
-    """As `ahn.embedded.load`."""
+    """As `ahn.embedded.load`; a memory is named by its cell, by `Slots`, or by both."""
     model = base()
     if memory is not None:
-        config = ahn.AHNConfig(memory=memory, window=window or WINDOW, num_sinks=num_sinks or SINKS)
+        cell, slots = memory.removesuffix("Slots").rstrip("-") or None, memory.endswith("Slots")
+        config = ahn.AHNConfig(
+            memory=cell,
+            window=window or WINDOW,
+            num_sinks=num_sinks or SINKS,
+            slots=SLOTS if slots else 0,
+        )
         wake(ahn.attach(model, config))
     return model, tokenizer()
 

@@ -17,9 +17,10 @@ from ahn.hf.families import FAMILIES
 
 PACKAGE = Path(ahn.__file__).parent
 LAYERS = [  # a part imports itself and the parts of earlier lines
-    {"config", "startup"},
+    {"config", "startup", "versions"},
+    {"shapes"},
     {"io"},
-    {"plots", "cost"},
+    {"plots", "cost", "facts"},
     {"ops"},
     {"memory"},
     {"layer"},
@@ -27,8 +28,11 @@ LAYERS = [  # a part imports itself and the parts of earlier lines
     {"runtime"},
     {"modeling"},
     {"checkpoint", "generation"},
+    {"session"},
+    {"serving"},
     {"training", "evaluation"},
     {"bench"},
+    {"planning"},
     {"embedded"},
     {"__init__"},
     {"demo"},
@@ -38,8 +42,9 @@ LAYERS = [  # a part imports itself and the parts of earlier lines
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 TESTS = Path(__file__).parent
-# Rooms of tests that are no rooms of the package: on a GPU, and the steps of CONTRIBUTING.md.
-OTHER_TESTS = {"gpu", "contributing"}
+# Rooms of tests that are no rooms of the package: on a GPU, the steps of CONTRIBUTING.md, other
+# projects' tests, and every class of transformers.
+OTHER_TESTS = {"gpu", "contributing", "peers", "every_model"}
 MOST_LINES, MOST_KERNEL_LINES = 250, 400  # of a file
 MEDIAN, PERCENTILE_90, MOST = 10, 40, 60  # lines of a function without signature and docstring
 
@@ -121,6 +126,11 @@ def test_tests_mirror_the_tree():
     assert rooms - folders - {"__pycache__"} == set(), "rooms without a folder of tests"
 
 
+def test_files_of_tests_have_names_of_their_own():
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert len(names) == len(set(names)), "pytest imports them by their names alone"
+
+
 def is_kernel(path: Path) -> bool:
     return "triton" in str(path.relative_to(PACKAGE))
 
@@ -157,6 +167,7 @@ print(json.dumps(sorted({{name.split(".")[0] for name in set(sys.modules) - befo
 """
 
 
+@pytest.mark.slow
 def test_importing_the_package_needs_only_its_three_dependencies():
     models = "\n".join(f"import transformers.models.{f}.modeling_{f}" for f in FAMILIES)
     code = PROBE.format(path=sys.path, models=models)

@@ -13,6 +13,8 @@ from ahn.plots import MIB, demo_figure
 NAMES = ("full attention", "window + sinks", "GatedDeltaNet", "DeltaNet", "Mamba2", "fresh")
 RESULT = {
     "memory": {"window": 16, "num_sinks": 4},
+    "facts": 9,
+    "rows": [{"name": n, "found": 2 + i} for i, n in enumerate(NAMES)],
     "positions": [10, 20, 30],
     "bits_per_byte_by_position": {n: [2.0, 1.5 + i / 9, 1.0] for i, n in enumerate(NAMES)},
     "held_by_length": {n: [[0, 0], [50, (i + 1) * MIB]] for i, n in enumerate(NAMES)},
@@ -33,6 +35,7 @@ def test_it_is_a_legible_png_and_no_other_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panel", ["bits_per_byte_by_position", "held_by_length"])
 def test_every_number_changes_it(tmp_path, panel):
     other = copy.deepcopy(RESULT)
@@ -46,7 +49,8 @@ def test_the_lines_hold_the_numbers(tmp_path, monkeypatch):
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda *a, **k: drawn.append(a[0]) or save(*a, **k))
     demo_figure(RESULT, tmp_path / "figure.png")
-    left, right = drawn[0].axes
+    facts, left, right = drawn[0].axes
+    assert [bar.get_width() for bar in facts.patches] == [2, 3, 4, 5, 6, 7]
     curves = {line.get_label(): line for line in left.get_lines()}
     held = {line.get_label(): line for line in right.get_lines()}
     for index, name in enumerate(NAMES):

@@ -1,4 +1,4 @@
-"""The README and the other documents: their names resolve, their examples print what they say."""
+"""The README and the other documents: the names and commands that they mention exist."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import typer
 
+from ahn.cli import app
 from commands import call
+from documents import DOCUMENTS, ROOT, blocks_of
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *sorted(f"docs/{x.name}" for x in ROOT.glob("docs/*.md")),
-]
 NAME = re.compile(r"\bahn(?:\.[A-Za-z_]\w*)+")
 NO_NAMES = (
     "ahn.memories",
     "ahn.losses",
     "ahn.fn",
 )  # entry point groups, and a released tensor name
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.M)
 RESOLVE = """
 import ahn, importlib, json, sys
 for name in json.load(sys.stdin):
@@ -50,6 +45,7 @@ def dotted_names(text):
     return {name for name in NAME.findall(text) if not name.startswith(NO_NAMES)}
 
 
+@pytest.mark.slow
 def test_every_name_of_the_readme_is_there_after_import_ahn():
     names = dotted_names(README)
     assert {"ahn.embedded.load", "ahn.generation.stream", "ahn.training.distill"} <= names
@@ -90,45 +86,28 @@ def test_every_new_name_of_the_changelog_exists():
     assert [name for name in sorted(old.difference(modules)) if importable(name)] == []
 
 
-def blocks(language: str) -> list[str]:
-    return [text for kind, text in BLOCK.findall(README) if kind == language]
-
-
-def answers() -> list[str]:
-    """What the examples print, in the README's order."""
-    return blocks("")
-
-
-def test_the_first_python_example_prints_what_it_says(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    exec(blocks("python")[0], {})
-    assert capsys.readouterr().out == answers()[0]
-
-
-def test_the_other_python_examples_can_be_read_and_need_the_hub():
-    for text in blocks("python")[1:]:
-        compile(text, "README.md", "exec")
-        assert "Qwen/" in text
-
-
-def test_the_first_command_prints_what_it_says():
-    (line,) = re.findall(r"^\(cat LICENSE; printf '(.*)'\) \| ahn (.*)$", README, re.M)
-    prompt = (ROOT / "LICENSE").read_text() + line[0].replace(r"\n", "\n")
-    result = call(*line[1].split(), input=prompt)
-    assert result.exit_code == 0, result.output
-    assert result.stdout == answers()[1]
-
-
 @pytest.mark.parametrize("path", DOCUMENTS)
-def test_every_command_of_the_documents_exists(path):
-    known = set(re.findall(r"^  (\w+) ", call("--help").stdout.split("Commands:")[1], re.M))
+def test_every_command_and_option_of_the_prose_exists(path):
     text = (ROOT / path).read_text()
-    commands = set(re.findall(r"(?:^|`|\| |-m )ahn ([a-z]+)\b", text, re.M))
-    assert commands <= known, commands - known
+    for words in re.findall(r"`ahn ([a-z][^`]*)`", text):
+        name, *rest = words.split()
+        known = options_of(name, rest[:1])
+        assert set(re.findall(r"--[\w-]+", words)) <= known, words
+
+
+def options_of(name, rest):
+    """The options of a command, and of its own commands where one of them comes next."""
+    group = typer.main.get_command(app)
+    command = group.commands[name]
+    if rest and rest[0] in getattr(command, "commands", {}):
+        command = command.commands[rest[0]]
+    if name == "train":
+        return set(re.findall(r"--[\w-]+", call("train", "--help").stdout))
+    return {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
 
 
 def test_continuous_integration_finds_its_commands():
-    lines = "\n".join(blocks("bash")).splitlines()
+    lines = [line for block in blocks_of("README.md") for line in block.text.splitlines()]
     for command in ("pip install", "pytest", "ahn demo"):
         assert any(line.startswith(command) for line in lines)
     for path in re.findall(r"tests/[\w/]+\.py", (ROOT / ".ci" / "run").read_text()):

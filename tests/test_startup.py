@@ -50,6 +50,7 @@ def place(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("started", ["module", "script"])
 @pytest.mark.parametrize(
     ("words", "shown"),
@@ -79,6 +80,7 @@ print(json.dumps([type(model).__name__, other.model_type]))
 LOADED = ["AHNQwen3ForCausalLM", "ahn_llama"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["ahn, transformers", "transformers, ahn"])
 def test_merged_models_load_by_the_auto_classes_after_either_order_of_imports(place, order):
     code = f"import json, {order}\n" + LOAD.format(path=str(place / "merged"))
@@ -86,6 +88,7 @@ def test_merged_models_load_by_the_auto_classes_after_either_order_of_imports(pl
     assert json.loads(out.splitlines()[-1]) == LOADED
 
 
+@pytest.mark.slow
 def test_a_program_of_somebody_else_gets_the_model_types(place, tmp_path):
     """Also one whose package imports `ahn` while Python still looks for the module to run."""
     (tmp_path / "theirs").mkdir()
@@ -126,6 +129,7 @@ ahn.plots.demo_figure
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["-c", "ahn"])
 def test_every_public_name_is_there_after_import_alone(program):
     """Also in the package's own program, where all of them are imported on first use."""

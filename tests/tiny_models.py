@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers import cache_utils
 
 import ahn
 from ahn.hf.cache_argument import CACHE
@@ -25,12 +26,70 @@ FAMILIES = {  # name of the model class and what its config needs beside COMMON
     "Llama": {},
     "Mistral": {"sliding_window": None},
 }
+# Families of which some layers stay as they are, and one whose own window the memory replaces.
+OWN_WINDOW = 8  # of layers that slide by themselves, or attend within chunks
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+MIXED = {
+    "Gemma3": {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": OWN_WINDOW,
+        "head_dim": 16,
+    },
+    "Qwen3Next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "num_experts": 0,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+    "GptOss": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": OWN_WINDOW,
+        "head_dim": 16,
+        **EXPERTS,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "GraniteMoeHybrid": {
+        "layer_types": ["mamba", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+    },
+    "Llama4": {
+        "layer_types": ["chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0],
+        "attention_chunk_size": OWN_WINDOW,
+        "head_dim": 16,
+        "moe_layers": [],
+        "intermediate_size_mlp": 96,
+    },
+    "Gemma4": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": OWN_WINDOW,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 97,
+    },
+    "Phi3": {"sliding_window": 24},
+}
+RECURRENT = {"Qwen3Next", "GraniteMoeHybrid"}  # of these
+if not hasattr(cache_utils, "LinearAttentionLayer"):  # a transformers that refuses them
+    MIXED = {family: values for family, values in MIXED.items() if family not in RECURRENT}
+MIXED = {name: x for name, x in MIXED.items() if f"{name}ForCausalLM" in dir(transformers)}
 MATRIX = [(family, cell) for family in FAMILIES for cell in CELLS]
 # For laws that depend on family and cell apart: each of either once, not every pair.
 PAIRS = [(family, CELLS[i % len(CELLS)]) for i, family in enumerate(FAMILIES)] + [
     (list(FAMILIES)[i % len(FAMILIES)], CELLS[i]) for i in range(len(FAMILIES), len(CELLS))
 ]
 TRIOS = PAIRS[: len(CELLS)]  # each cell once
+MIXED_PAIRS = [(family, CELLS[i % len(CELLS)]) for i, family in enumerate(MIXED)]
 SHIPPED_PAIRS = [(family, SHIPPED[i % len(SHIPPED)]) for i, family in enumerate(FAMILIES)]
 COMMON = {
     "vocab_size": 97,
@@ -45,11 +104,15 @@ COMMON = {
     "eos_token_id": None,
 }
 WINDOW = 16
-MEMORY_PARTS = (".ahn.", ".ahn_router.")
+MEMORY_PARTS = (".ahn.", ".ahn_router.", ".ahn_slots.")
 
+needs_recurrent = pytest.mark.skipif(
+    not RECURRENT & set(MIXED), reason="this transformers' caches hold no recurrences"
+)
 over_matrix = pytest.mark.parametrize(("family", "cell"), MATRIX)
 over_pairs = pytest.mark.parametrize(("family", "cell"), PAIRS)
 over_trios = pytest.mark.parametrize(("family", "cell"), TRIOS)
+over_mixed = pytest.mark.parametrize(("family", "cell"), MIXED_PAIRS)
 over_cells = pytest.mark.parametrize("cell", CELLS)
 over_shipped = pytest.mark.parametrize("cell", SHIPPED)
 over_shipped_pairs = pytest.mark.parametrize(("family", "cell"), SHIPPED_PAIRS)
@@ -58,17 +121,23 @@ over_shipped_pairs = pytest.mark.parametrize(("family", "cell"), SHIPPED_PAIRS)
 def base_model(family: str = "Qwen2", dtype=torch.float32, seed: int = 0, **overrides):
     """A new base model whose attention matters: with std 0.02 it would be all but uniform."""
     torch.manual_seed(seed)
-    config_class = getattr(transformers, f"{family}Config")
-    config = config_class(**{**COMMON, **FAMILIES.get(family, {}), **overrides})
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:  # norms and biases, so that leaving one out shows
-                parameter.add_(0.2 * torch.randn_like(parameter))
-            elif "proj" in name:
-                parameter.mul_(6)
-    model = model.eval().to(dtype)
+    model_class = getattr(transformers, f"{family}ForCausalLM")
+    own = FAMILIES.get(family) or MIXED.get(family) or {}
+    model = model_class(model_class.config_class(**{**COMMON, **own, **overrides}))
+    model = sharpen(model).eval().to(dtype)
     return exact_norms(model) if dtype == torch.float64 else model
+
+
+@torch.no_grad()
+def sharpen(model):
+    """Give a new model weights that matter, in place: each of them shows if it is left out."""
+    for name, parameter in model.named_parameters():
+        parameter.nan_to_num_(0.0)  # what transformers has not written is NaN here
+        if parameter.ndim == 1:  # norms and biases
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        elif "proj" in name:
+            parameter.mul_(6)
+    return model
 
 
 class ExactRMSNorm(torch.nn.Module):

@@ -57,8 +57,12 @@ def mend_bfloat16(monkeypatch) -> None:
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounded)
 
 
-def watch(monkeypatch) -> None:
-    """No kernel touches memory that it was not given."""
+def watch(monkeypatch, reachable=list) -> None:
+    """No kernel touches memory that it was not given.
+
+    Args:
+        reachable: gives tensors whose addresses a kernel may find in a table.
+    """
     ranges = np.zeros((0, 2), np.uint64)
     prepare = interpreter.GridExecutor._init_args_hst
     found = interpreter._interpreter
@@ -68,7 +72,7 @@ def watch(monkeypatch) -> None:
         prepared = prepare(self, args, kwargs)
         arguments = [*prepared[0], *prepared[1].values()]
         arguments += [x for group in arguments if isinstance(group, tuple) for x in group]
-        tensors = [x for x in arguments if torch.is_tensor(x)]
+        tensors = [x for x in [*arguments, *reachable()] if torch.is_tensor(x)]
         ranges = np.array(sorted(map(_extent, tensors)), np.uint64)
         return prepared
 

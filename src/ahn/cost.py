@@ -54,22 +54,43 @@ class Shape:
         return self.layers * self.layer_weights + self.hidden * self.vocabulary
 
 
-def attended_pairs(length: int, settings: AHNConfig | None) -> int:
-    """Pairs of a query and a key it sees in a text of `length`; None is full attention."""
-    if settings is None or length <= settings.budget:
-        return length * (length + 1) // 2
-    budget = settings.budget
-    return budget * (budget + 1) // 2 + (length - budget) * budget
+def attended_pairs(length: int, settings: AHNConfig | None, layer: int = 0) -> int:
+    """Pairs of a query and a key of sinks and window that it sees in a text of `length`.
+
+    Args:
+        settings: None is full attention.
+        layer: whose window it is, where they differ.
+    """
+    if settings is None:
+        return bounded_pairs(length, length)
+    return bounded_pairs(length, settings.window_of(layer) + settings.num_sinks)
+
+
+def slot_pairs(shape: Shape, length: int, settings: AHNConfig, layer: int) -> int:
+    """Pairs of a query and a slot that it sees, of all query heads of a layer."""
+    evicted = max(0, length - settings.window_of(layer) - settings.num_sinks)
+    sizes = settings.slots_of(layer, shape.groups)
+    return shape.heads // shape.groups * sum(bounded_pairs(evicted, size) for size in sizes)
+
+
+def bounded_pairs(length: int, most: int) -> int:
+    """Query-key pairs of causal attention where a query sees at most `most` keys."""
+    first = min(length, most)
+    return first * (first + 1) // 2 + (length - first) * most
 
 
 def prefill_flops(shape: Shape, length: int, settings: AHNConfig | None) -> int:
     """Operations to prefill a text, with the logits of its last token."""
-    scores = 4 * shape.heads * shape.head_dim * attended_pairs(length, settings)
-    products = 2 * shape.layer_weights * length
-    total = shape.layers * (scores + products) + 2 * shape.hidden * shape.vocabulary
-    if settings is not None:
-        evicted = max(0, length - settings.budget)
-        total += shape.layers * 6 * evicted * shape.heads * shape.head_dim**2
+    products = shape.layers * 2 * shape.layer_weights * length
+    total = products + 2 * shape.hidden * shape.vocabulary
+    for layer in range(shape.layers):
+        pairs = shape.heads * attended_pairs(length, settings, layer)
+        if settings is not None:
+            pairs += slot_pairs(shape, length, settings, layer)
+            if settings.memory is not None:
+                evicted = max(0, length - settings.window_of(layer) - settings.num_sinks)
+                total += 6 * evicted * shape.heads * shape.head_dim**2
+        total += 4 * shape.head_dim * pairs
     return total
 
 
@@ -97,34 +118,74 @@ def train_flops(
 
 
 def cache_bytes(
-    shape: Shape, length: int, settings: AHNConfig | None, memory: Any, number: int = 2
+    shape: Shape,
+    length: int,
+    settings: AHNConfig | None,
+    memory: Any,
+    number: int = 2,
+    slots: Any = None,
 ) -> int:
     """Bytes of one sequence's cache after `length` tokens.
 
-    With a memory the cache is as large from the first token on.
+    With a memory these are the bytes of a full window, however short the text is.
 
     Args:
         settings: of the memory; None is full attention.
-        memory: class of the memory, that says what it holds (`state_specs` and `num_gates` of
+        memory: class of the cell, that says what it holds (`state_specs` and `num_gates` of
             `ahn.memory.Memory`); None is a window without one.
         number: bytes of one number of a key or value.
+        slots: `ahn.memory.Slots`, where the settings have some and they are to be counted.
     """
     pair = 2 * shape.groups * shape.head_dim * number
     if settings is None:
         return shape.layers * pair * length
-    gates, states = 0, 0
+    waiting, states = 0, 0
     if memory is not None:
-        gates = shape.heads * memory.num_gates * number
-        specs = memory.state_specs(shape.heads, shape.groups, shape.head_dim).values()
-        states = sum(prod(x.shape) * (x.dtype.itemsize if x.dtype else number) for x in specs)
-    return shape.layers * (settings.budget * (pair + gates) + states)
+        waiting = shape.heads * memory.num_gates * number
+        specs = memory.state_specs(shape.heads, shape.groups, shape.head_dim)
+        states = _held(specs, number)
+    total = shape.layers * states
+    for layer in range(shape.layers):
+        own = 0 if slots is None else slot_bytes(shape, settings, layer, slots, number)
+        scores = shape.groups * STATE_BYTES if own else 0
+        budget = settings.window_of(layer) + settings.num_sinks
+        total += budget * (pair + waiting + scores) + own
+    return total
+
+
+def slot_bytes(shape: Shape, settings: AHNConfig, layer: int, slots: Any, number: int = 2) -> int:
+    """Bytes of one layer's slots of one sequence; arguments as those of `cache_bytes`."""
+    sizes = settings.slots_of(layer, shape.groups)
+    if not any(sizes):
+        return 0
+    return _held(slots.specs_of(sizes, shape.head_dim, settings.slot_bits), number)
+
+
+def _held(specs: Any, number: int) -> int:
+    """Bytes of the tensors that a memory holds of a sequence, by their specs."""
+    return sum(prod(x.shape) * (x.dtype.itemsize if x.dtype else number) for x in specs.values())
 
 
 def decode_bytes(
-    shape: Shape, length: int, settings: AHNConfig | None, batch: int = 1, number: int = 2
+    shape: Shape,
+    length: int,
+    settings: AHNConfig | None,
+    batch: int = 1,
+    number: int = 2,
+    slots: Any = None,
 ) -> int:
-    """Bytes that a decoding step moves: the weights, and the keys, values and state of each row."""
-    seen = length if settings is None else min(length, settings.budget)
-    pair = 2 * shape.groups * shape.head_dim * number
-    state = 0 if settings is None else 2 * shape.heads * shape.head_dim**2 * STATE_BYTES
-    return shape.weights_read * number + batch * shape.layers * (seen * pair + state)
+    """Bytes that a decoding step moves: the weights, and the keys, values and state of each row.
+
+    Arguments as those of `cache_bytes`.
+    """
+    pair, moved = 2 * shape.groups * shape.head_dim * number, 0
+    for layer in range(shape.layers):
+        seen = length
+        if settings is not None:
+            seen = min(length, settings.window_of(layer) + settings.num_sinks)
+            if settings.memory is not None:
+                moved += 2 * shape.heads * shape.head_dim**2 * STATE_BYTES
+            if slots is not None:
+                moved += slot_bytes(shape, settings, layer, slots, number)
+        moved += seen * pair
+    return shape.weights_read * number + batch * moved

@@ -20,11 +20,13 @@ STYLES: tuple[tuple[str, Any], ...] = (
     ("#009E73", "-."),
     ("#CC79A7", (0, (3, 1, 1, 1, 1, 1))),
     ("#E69F00", ":"),
+    ("#56B4E9", "-"),
+    ("#7F7F7F", "--"),
 )
 
 
 def demo_figure(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw the result of `ahn demo`: loss by position, and bytes of the cache by length.
+    """Draw the result of `ahn demo`: facts found, loss by position, bytes of the cache by length.
 
     Args:
         result: the demo's JSON object.
@@ -33,13 +35,15 @@ def demo_figure(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(14, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # no display, and no global state of pyplot
-    left, right = figure.subplots(1, 2)
-    _prediction(left, result)
-    _cache_bytes(right, result)
-    handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    panels = [_prediction, _cache_bytes]
+    if result["facts"]:
+        panels.insert(0, _facts_found)
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels):
+        panel(axes, result)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -73,11 +77,22 @@ def training_figure(log: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
         figure.savefig(temporary, format="png")
 
 
+def _facts_found(axes: Axes, result: Mapping[str, Any]) -> None:
+    rows = result["rows"]
+    colours = [colour for colour, _ in STYLES[: len(rows)]]
+    bars = axes.barh(range(len(rows)), [row["found"] for row in rows], color=colours, height=0.7)
+    axes.bar_label(bars, padding=3)
+    axes.set(title="Facts found that have left the window", xlabel=f"of {result['facts']}")
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.invert_yaxis()  # in the order of the table
+    _plain(axes)
+    axes.grid(visible=False)
+    axes.set_xlim(0, 1.1 * result["facts"])
+
+
 def _prediction(axes: Axes, result: Mapping[str, Any]) -> None:
     curves = result["bits_per_byte_by_position"]
-    best = next(
-        iter(curves.values())
-    )  # full attention; the differences to it are small beside the values
+    best = next(iter(curves.values()))  # full attention; differences are small beside the values
     for (name, curve), (colour, dashes) in zip(curves.items(), STYLES):
         lost = [x - y for x, y in zip(curve, best)]
         axes.plot(result["positions"], lost, color=colour, linestyle=dashes, label=name)

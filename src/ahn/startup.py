@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("ahn", "ahn.exe")  # file names of the installed command
+INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as in a shell
 RUN_MODULE = "-m"  # also what `sys.argv[0]` is while Python looks for the module to run
 
 
@@ -48,3 +50,15 @@ def started_as_program() -> bool:
     words = sys.orig_argv
     module = words[words.index(RUN_MODULE) + 1] if RUN_MODULE in words[:-1] else ""
     return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def end_quietly_on_interrupt() -> None:
+    """Ctrl-C while this program is still importing ends it with 130 and says nothing."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            os._exit(INTERRUPTED)
+        before(kind, error, trace)
+
+    sys.excepthook = hook

@@ -8,12 +8,10 @@ from collections import Counter
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from typer.testing import CliRunner
 
 import ahn
 from ahn.bench import build
 from ahn.bench.models import filled_cache
-from ahn.cli import app
 from ahn.cli.bench.result import _command
 from ahn.config import AHNConfig
 from ahn.cost import (
@@ -25,6 +23,7 @@ from ahn.cost import (
     train_flops,
 )
 from ahn.training import Distiller, two_streams
+from commands import call
 from tiny_models import over_cells, random_ids, shared_model
 
 TINY = ["--model", "tiny", "--num-sinks", "4", "--dtype", "float32"]
@@ -46,11 +45,12 @@ EXPECTED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", RUNS)
 def test_the_last_line_and_the_file_hold_every_row(what, tmp_path):
     out = tmp_path / "result.json"
-    result = CliRunner().invoke(
-        app, ["bench", COMMANDS.get(what, what), *RUNS[what], "--device", "cpu", "--out", str(out)]
+    result = call(
+        "bench", COMMANDS.get(what, what), *RUNS[what], "--device", "cpu", "--out", str(out)
     )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
@@ -70,14 +70,13 @@ def test_the_command_that_is_noted_names_no_place(place):
 
 
 def test_peers_may_be_left_out():
-    result = CliRunner().invoke(
-        app, ["bench", "kernels", *RUNS["kernels"], "--no-peers", "--device", "cpu"]
-    )
+    result = call("bench", "kernels", *RUNS["kernels"], "--no-peers", "--device", "cpu")
     rows = json.loads(result.stdout.splitlines()[-1])["rows"]
     assert len(rows) == EXPECTED["kernels"] - 1
     assert {row["by"] for row in rows} == {"ahn"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -93,7 +92,7 @@ def test_peers_may_be_left_out():
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, message):
-    result = CliRunner().invoke(app, ["bench", *arguments])
+    result = call("bench", *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
 
@@ -110,13 +109,22 @@ def test_bytes_of_a_sequence_are_known_in_advance(cell):
     assert cache.nbytes == 3 * expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [{}, {"slots": 8, "slot_bits": 4}, {"memory": None, "slots": 8}], ids=str
+)
 @torch.no_grad()
-def test_a_filled_cache_is_as_large_as_a_read_one():
-    bench = build("tiny", AHNConfig(window=64, num_sinks=4), torch.device("cpu"), torch.float32)
+def test_a_filled_cache_is_as_large_as_a_read_one(settings):
+    config = AHNConfig(window=64, num_sinks=4, **settings)
+    bench = build("tiny", config, torch.device("cpu"), torch.float32)
     read = ahn.AHNCache(bench.model.config)
     ahn.generation.prefill(bench.model, torch.randint(512, (2, 100)), read)
     with filled_cache(bench, "ahn", 2, 100) as cache:
         assert (cache.nbytes, cache.get_seq_length()) == (read.nbytes, 100)
+        kinds = [{k: x.dtype for k, x in y.layers[0].tensors().items()} for y in (cache, read)]
+        assert kinds[0] == kinds[1]
+        logits, _ = ahn.generation.prefill(bench.model, torch.randint(512, (2, 1)), cache)
+        assert logits.isfinite().all()
 
 
 def test_costs_by_hand():

@@ -119,6 +119,7 @@ def test_up_to_the_budget_the_model_is_its_base(family):
     assert (got - expected)[:, -1].abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @over_families
 @pytest.mark.parametrize("settings", [{}, {"use_router": True}, {"use_q_proj": True}], ids=str)
 @torch.no_grad()

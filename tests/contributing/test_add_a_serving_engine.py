@@ -75,6 +75,7 @@ def alone(model, request):
     return torch.cat(list(answer)).tolist()
 
 
+@pytest.mark.slow
 @over_trios
 @pytest.mark.parametrize("max_batch", [1, 3, 6])
 def test_answers_are_those_of_each_request_alone(family, cell, max_batch):

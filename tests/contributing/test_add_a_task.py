@@ -83,6 +83,7 @@ def base(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_lm_eval_runs_it_with_the_model(tasks):
     manager = TaskManager(include_path=str(tasks), include_defaults=False, metadata={"length": 60})
     model = AHNLM(standin.load("GatedDeltaNet")[0], tokenizer=copy.deepcopy(standin.tokenizer()))
@@ -98,6 +99,7 @@ def test_lm_eval_runs_it_with_the_model(tasks):
     assert found["results"]["ahn_first_word"]["acc,none"] == mean
 
 
+@pytest.mark.slow
 def test_ahn_eval_and_ahn_report_know_it_by_its_folder(tasks, base, tmp_path, monkeypatch):
     asked = ("--model", base, "--memory", base / "memory", "--samples", 3, "--device", "cpu")
     assert "got 'ahn_first_word'" in error("eval", "ahn_first_word", *asked, "--output", "nothing")

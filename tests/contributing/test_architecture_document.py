@@ -60,6 +60,7 @@ def test_choices_and_modes_are_those_there_are():
     assert set(named(modes)) == set(MODES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_the_figure_is_what_its_script_draws(tmp_path, ending):
     """The text of it: fonts, and so outlines, differ from machine to machine."""

@@ -12,7 +12,9 @@ from measures import DEVICE, difference, pair
 
 import ahn
 from ahn.generation import prefill, stream
+from ahn.hf.install import use_kernels
 from ahn.runtime.decode_step import DecodeStep
+from slot_models import SHARES, slot_model
 from tiny_models import (
     SHIPPED,
     WINDOW,
@@ -214,3 +216,49 @@ def test_generate_searches_beams_as_without_graphs():
     options = {"num_beams": 3, "max_new_tokens": 20, "do_sample": False}
     expected = model.generate(ids, disable_compile=True, **options)
     assert torch.equal(model.generate(ids, **options), expected)
+
+
+SLOTS = [
+    {"slots": 8},
+    {"slots": 40, "slot_shares": SHARES, "slot_bits": 4},
+    {"slots": 300, "slot_bits": 8, "memory": "GatedDeltaNet"},
+    {"slots": 5, "slot_shares": ((0.0, 0.0), (0.25, 0.75)), "memory": "Mamba2"},
+    {"slots": 6, "memory": "DeltaNet", "slot_shares": ((0.0, 0.0), (0.9, 0.1))},
+]
+
+
+@pytest.mark.parametrize("settings", SLOTS, ids=str)
+@torch.no_grad()
+def test_steps_with_slots_give_the_tokens_and_the_cache_of_pytorch_alone(settings):
+    """The model's own forward, a graph of it, and fused steps; insertion is a part of all three."""
+    model = slot_model(dtype=torch.float32, **settings).to(DEVICE)
+    for prompt, batch in ((3, 1), (WINDOW + 4, 3), (50, 1), (50, 3)):
+        ids = random_ids(prompt, batch=batch).to(DEVICE)
+        use_kernels(model, "torch")
+        cache = ahn.AHNCache(model.config)
+        expected = torch.stack(list(stream(model, ids, cache, max_new_tokens=40, step="eager")), 1)
+        use_kernels(model, "auto")
+        for how in ("eager", "graph", "fused"):
+            other = ahn.AHNCache(model.config)
+            steps = stream(model, ids, other, max_new_tokens=40, step=how)
+            assert torch.equal(torch.stack(list(steps), 1), expected), how
+            for layer, twin in zip(cache.memory_layers, other.memory_layers):
+                held = twin.tensors()
+                for name, tensor in layer.tensors().items():
+                    if tensor.dtype != torch.uint8:  # a code may be one more or less
+                        assert_close(held[name].double(), tensor.double(), 2e-4, f"{how} {name}")
+
+
+@pytest.mark.parametrize("settings", SLOTS, ids=str)
+@torch.no_grad()
+def test_half_precision_steps_with_slots_err_no_more_than_pytorch(settings):
+    ids = random_ids(60, batch=2).to(DEVICE)
+    tokens, logits = random_ids(30, batch=2, seed=7).to(DEVICE), []
+    for dtype, kernels in ((torch.float64, "torch"), (torch.bfloat16, "torch"), (None, "auto")):
+        model = slot_model(dtype=dtype or torch.bfloat16, **settings).to(DEVICE)
+        use_kernels(model, kernels)
+        _, cache = prefill(model, ids)
+        step = DecodeStep(model, cache, "eager" if kernels == "torch" else "fused")
+        logits.append(torch.stack([step(token).clone() for token in tokens.T]))
+    exact, general, fused = logits
+    assert difference(fused, exact) <= 1.5 * difference(general, exact) + 2**-8

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from measures import DEVICE, difference, pair
 
 from ahn.generation import prefill
 from ahn.memory import build_memory
-from ahn.ops.window_attention import window_attention
+from ahn.ops.slots import choose, lifetimes
+from ahn.ops.window_attention import SlotRows, window_attention
 from ahn.ops.window_attention.reference import blocked_window_attention
 from tiny_models import left_padded, new_model, over_cells, over_shipped, positions_of
 
@@ -40,6 +43,59 @@ def test_dense_blocks_err_no_more_than_the_reference(window, past, queries):
     reference = blocked_window_attention(*half, window, start, None, 0.0)
     ours = window_attention(*half, window=window, start=start)
     assert difference(ours, exact) <= 2 * difference(reference, exact) + 2**-9
+
+
+@pytest.mark.parametrize(("slots", "queries"), [(512, 1500), (100, 130), (300, 1)])
+@torch.no_grad()
+def test_slots_beside_dense_blocks_err_no_more_than_the_reference(slots, queries):
+    """Keys of a full window, so that each query evicts a token; every fifth is no candidate."""
+    heads, groups, dim, sinks, window = 8, 2, 64, 4, 256
+
+    def draw(heads, length):
+        return torch.randn(2, length, heads, dim, device=DEVICE, dtype=torch.double).transpose(1, 2)
+
+    tokens = [draw(heads, queries), *(draw(groups, window + queries) for _ in range(2))]
+    half = [x.bfloat16() for x in (*tokens, *(draw(groups, sinks) for _ in range(2)))]
+    candidates = [draw(groups, slots + queries).bfloat16() for _ in range(2)]
+    arriving = torch.randn(2, groups, queries, device=DEVICE)
+    arriving[..., ::5] = -torch.inf
+    place = torch.arange(1, slots + 1, device=DEVICE, dtype=torch.int32).expand(2, groups, -1)
+    sizes = torch.tensor([slots, slots // 2], device=DEVICE)
+    place = place * (place <= sizes[:, None])
+    choice = choose(torch.randn(2, groups, slots, device=DEVICE), place, arriving, sizes)
+
+    def attend(attention, dtype, *options):
+        rows = SlotRows(*(x.to(dtype) for x in candidates), choice, queries, slots)
+        return attention(*(x.to(dtype) for x in half), *options, exact_rows=rows)
+
+    general = (window, 5000, None, 0.0)
+    exact = attend(blocked_window_attention, torch.double, *general)
+    reference = attend(blocked_window_attention, torch.bfloat16, *general)
+    ours = attend(partial(window_attention, window=window, start=5000), torch.bfloat16)
+    assert difference(ours, exact) <= 2 * difference(reference, exact) + 2**-9
+
+
+@pytest.mark.parametrize(("slots", "number"), [(4080, 1500), (100, 130), (1, 300), (9000, 257)])
+@pytest.mark.parametrize("levels", [5, 10**6])
+@torch.no_grad()
+def test_the_kernels_choose_what_the_reference_does(slots, number, levels):
+    """Ties, padding, empty slots, and heads with fewer slots; and from nothing, over two chunks."""
+    shape = (2, 3, slots)
+    held = torch.randint(levels, shape, device=DEVICE).float()
+    place = torch.rand(shape, device=DEVICE).argsort(-1).int() + 1
+    sizes = torch.tensor([slots, slots // 3, 0], device=DEVICE)
+    place = place * ((torch.arange(slots, device=DEVICE) < sizes[:, None]) & (place % 7 > 0))
+    arriving = torch.randint(levels, (2, 3, number), device=DEVICE).float()
+    arriving[..., ::5] = -torch.inf
+    got, want = (
+        choose(held, place, arriving, sizes, kernels=kernels) for kernels in ("triton", "torch")
+    )
+    for name in ("slot_end", "arrival_end", "filled"):
+        assert torch.equal(getattr(got, name).long(), getattr(want, name).long()), name
+    for name, filled in (("index", want.slot_end > 0), ("kept", want.filled)):
+        assert torch.equal(*(torch.where(filled, getattr(x, name), -1) for x in (got, want))), name
+    ends = [lifetimes(x, sizes.to(x.device)) for x in (arriving, arriving.cpu())]
+    assert torch.equal(ends[0].cpu(), ends[1])
 
 
 @over_cells
