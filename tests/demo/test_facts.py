@@ -10,14 +10,20 @@ import standin
 from ahn.demo.documents import evaluation_documents
 from ahn.demo.facts import facts_found, haystacks
 
-LIMITS = {"context": standin.CONTEXT, "budget": standin.BUDGET}
+
+def made(seed):
+    """Three haystacks of held-out text, as long as the stand-in's context."""
+    tokenizer, length = standin.tokenizer(), standin.CONTEXT
+    limits = {"context": length, "budget": standin.BUDGET}
+    documents = evaluation_documents(None, tokenizer, tokens=500, **limits)
+    text = "\n".join(tokenizer.decode(x.ids[0, 1:]) for x in documents)
+    return haystacks(tokenizer, text, length=length, budget=standin.BUDGET, count=3, seed=seed)
 
 
 @pytest.fixture
 def hays(monkeypatch):
     standin.use(monkeypatch)
-    documents = evaluation_documents(None, standin.tokenizer(), tokens=500, **LIMITS)
-    return haystacks(standin.tokenizer(), documents, count=3, seed=0, **LIMITS)
+    return made(seed=0)
 
 
 def test_each_value_is_said_once_before_it_is_asked_for_and_beyond_the_budget(hays):
@@ -33,11 +39,9 @@ def test_each_value_is_said_once_before_it_is_asked_for_and_beyond_the_budget(ha
             assert before + standin.BUDGET < asked
 
 
-def test_haystacks_differ_and_are_made_again_by_their_seed(hays, monkeypatch):
+def test_haystacks_differ_and_are_made_again_by_their_seed(hays):
     assert len({tuple(hay.ids[0].tolist()) for hay in hays}) == 3
-    documents = evaluation_documents(None, standin.tokenizer(), tokens=500, **LIMITS)
-    again = haystacks(standin.tokenizer(), documents, count=3, seed=0, **LIMITS)
-    other = haystacks(standin.tokenizer(), documents, count=3, seed=1, **LIMITS)
+    again, other = made(seed=0), made(seed=1)
     assert all(torch.equal(x.ids, y.ids) for x, y in zip(hays, again))
     assert not any(torch.equal(x.ids, y.ids) for x, y in zip(hays, other))
 

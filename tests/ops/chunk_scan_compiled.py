@@ -6,20 +6,14 @@ It is a process of its own because it puts a driver that launches nothing in the
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from ahn.ops.chunk_scan import Rule, scan, segments
+from compiled_for_hopper import HOPPER
 
-HOPPER = SimpleNamespace(
-    get_current_target=lambda: GPUTarget("cuda", 90, 32),
-    get_current_device=lambda: 0,
-    get_current_stream=lambda device: 0,
-)
 KERNELS = {
     "prepare_kernel",
     "segment_state_kernel",

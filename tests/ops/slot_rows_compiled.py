@@ -6,12 +6,13 @@ It is a process of its own because it puts a driver that launches nothing in the
 from __future__ import annotations
 
 import torch
-from chunk_scan_compiled import HALF, HOPPER
+from chunk_scan_compiled import HALF
 from triton.runtime import driver, jit
 
 from ahn.ops.slots import choose
 from ahn.ops.window_attention import SlotRows
 from ahn.ops.window_attention.slot_rows import add_slot_rows
+from compiled_for_hopper import HOPPER
 
 
 def test_no_product_is_narrow(monkeypatch):

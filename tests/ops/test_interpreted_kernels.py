@@ -16,6 +16,8 @@ import pytest
 pytest.importorskip("triton")
 pytestmark = pytest.mark.timeout(1200)
 HERE = Path(__file__).parent
+COMPILER = HERE.parent / "compiled_for_hopper.py"
+SCRIPTS = sorted(x.name for x in HERE.glob("interpreted_*.py"))
 CASES = ("-m", "pytest", "-n", "2", "-p", "no:cacheprovider")
 
 
@@ -50,6 +52,11 @@ def test_the_kernel_of_slots_compiles_for_hopper():
     assert "1 passed" in printed(*CASES, HERE / "slot_rows_compiled.py")
 
 
-@pytest.mark.parametrize("script", sorted(x.name for x in HERE.glob("interpreted_*.py")))
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_kernels_of_training_compile_for_hopper(script):
+    assert re.search(r"^compiled [1-9]", printed("-O", COMPILER, HERE / script), re.MULTILINE)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_the_kernels_of_training_equal_pytorch(script):
     assert printed(HERE / script, TRITON_INTERPRET="1").startswith("compared")

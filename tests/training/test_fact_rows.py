@@ -52,7 +52,7 @@ def test_rows_are_text_for_the_most_part(chatty, length):
     assert min(sizes) > 0.4 and sum(sizes) / len(sizes) > 0.6
 
 
-def test_a_chat_labels_its_values_alone_and_each_was_said(chatty):
+def test_a_chat_labels_its_values_and_the_token_before_and_each_was_said(chatty):
     rows = list(FactRows(chatty, 700, 1.0, ("en",)).rows(TEXT))
     chats = [(ids, labels) for ids, labels in rows if IGNORE in labels]
     assert 0.2 < len(chats) / len(rows) < 0.8
@@ -64,7 +64,7 @@ def test_a_chat_labels_its_values_alone_and_each_was_said(chatty):
             if token != IGNORE:
                 run.append(token)
             elif run:
-                values.append(chatty.decode(run).strip())
+                values.append(chatty.decode(run[1:]).strip())
                 run = []
         assert 1 <= len(values) <= 4
         story = text[: text.index("</user>")]

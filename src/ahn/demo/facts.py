@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ahn.demo.documents import Document
-from ahn.evaluation import new_cache, stream_likeliest
+from ahn.evaluation import CHUNK, new_cache, stream_likeliest
 from ahn.evaluation.tasks.haystack import lines_of, stretch
-from ahn.evaluation.tasks.recall.asked import TOKENS_A_FACT, as_text, haystack
+from ahn.evaluation.tasks.recall.asked import TOKENS_A_FACT, as_chat, as_text, haystack
 from ahn.evaluation.tasks.recall.kinds import single
 from ahn.facts.forms import CODE
 
-LENGTH = 8192  # of a haystack, in tokens
 MOST_FACTS = 16  # in one haystack
 TEXT_A_FACT = 4 * TOKENS_A_FACT  # so that most of a short haystack is text
 
@@ -37,20 +35,24 @@ class Haystack:
 
 def haystacks(
     tokenizer: PreTrainedTokenizerBase,
-    documents: Sequence[Document],
+    text: str,
     *,
-    context: int,
+    length: int,
     budget: int,
     count: int,
     seed: int,
+    chat: bool = False,
 ) -> list[Haystack]:
-    """As many haystacks of the documents' text, each of about `LENGTH` tokens or the context.
+    """As many haystacks of a text, each of about `length` tokens or all that the text has.
 
     Facts stand at equal depths, the last of them two budgets before the end.
+
+    Args:
+        chat: the haystack is the first message of a chat in English, and each question a turn, by
+            the tokenizer's own template; else it is source code that goes on to ask.
     """
-    text = "\n".join(str(tokenizer.decode(document.ids[0, 1:])) for document in documents)
     lines, sizes = lines_of(tokenizer, text)
-    length = min(LENGTH, context, sum(sizes))
+    length = min(length, sum(sizes))
     facts = max(2, min(MOST_FACTS, length // TEXT_A_FACT))
     hay_length = max(1, length - TOKENS_A_FACT * facts)
     deepest = max(0.0, 1 - 2 * budget / hay_length)
@@ -59,19 +61,19 @@ def haystacks(
     for index in range(count):
         chance = random.Random(f"{seed}/{index}")
         hay = stretch(lines, sizes, hay_length, chance)
-        items = single(depths, CODE, hay, chance)
+        items = single(depths, "en" if chat else CODE, hay, chance)
         chance.shuffle(items)
-        pieces = as_text(tokenizer, haystack(hay, items), items)
+        pieces = (as_chat if chat else as_text)(tokenizer, haystack(hay, items), items)
         made.append(_encoded(tokenizer, pieces, [item.choices[0] for item in items]))
     return made
 
 
-def facts_found(model: PreTrainedModel, hay: Haystack) -> list[bool]:
+def facts_found(model: PreTrainedModel, hay: Haystack, chunk: int = CHUNK) -> list[bool]:
     """Of each question whether all tokens of its value are the likeliest, read with an empty cache.
 
     What the model looks at is decided by the context it is called in.
     """
-    parts = stream_likeliest(model, hay.ids, cache=new_cache(model))
+    parts = stream_likeliest(model, hay.ids, prefill_chunk_size=chunk, cache=new_cache(model))
     likeliest = torch.cat(list(parts)).cpu()  # of tokens 1 to T - 1
     return [bool(likeliest[x.start - 1 : x.stop - 1].all()) for x in hay.values]
 
@@ -79,7 +81,7 @@ def facts_found(model: PreTrainedModel, hay: Haystack) -> list[bool]:
 def _encoded(
     tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str], values: Sequence[str]
 ) -> Haystack:
-    """The text of pieces and values in turn, each encoded by itself: a value has its own tokens."""
+    """Tokens of pieces and values in turn, each encoded by itself: a value has its own tokens."""
     ids: list[int] = []
     slices = []
     for piece, value in zip(pieces, values):

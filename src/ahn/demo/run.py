@@ -24,6 +24,7 @@ from ahn.training import distill
 MEMORIES = ("GatedDeltaNet", "DeltaNet", "Slots", "GatedDeltaNet-Slots")  # those that ship
 SLOTS = "Slots"  # what a larger window of the same bytes is compared with
 FRESH_CELL = "GatedDeltaNet"
+HAYSTACK = 8192  # tokens of a long text with hidden facts
 TRAINING_LENGTH = 2048  # tokens of a distillation step
 
 
@@ -78,7 +79,14 @@ def run_demo(settings: DemoSettings, report: Report) -> DemoResult:
     config, context = attached_state(model).config, model.config.max_position_embeddings
     limits = {"context": context, "budget": config.budget}
     documents = evaluation_documents(settings.text, tokenizer, tokens=settings.tokens, **limits)
-    hays = haystacks(tokenizer, documents, count=settings.haystacks, seed=settings.seed, **limits)
+    hays = haystacks(
+        tokenizer,
+        "\n".join(str(tokenizer.decode(document.ids[0, 1:])) for document in documents),
+        length=min(HAYSTACK, context),
+        budget=config.budget,
+        count=settings.haystacks,
+        seed=settings.seed,
+    )
     texts = _Texts(documents, hays, report)
     measurements = _exact(model, config, texts)
     for name in MEMORIES:

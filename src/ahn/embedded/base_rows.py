@@ -76,12 +76,12 @@ def fact_bank(maker: FactMaker, count: int, seed: int) -> list[tuple[Fact, Fact]
 
 
 def batches(
-    maker: RowMaker, shapes: Sequence[tuple[int, int]], seed: int
+    plan: Sequence[tuple[RowMaker, int, int]], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A batch for each (length, rows) of `shapes`, made ahead by threads, the same for one seed."""
+    """Batches of (maker, length, rows) in `plan`, made ahead by threads, the same for one seed."""
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future] = deque()
-        for step, shape in enumerate(shapes):
+        for step, (maker, *shape) in enumerate(plan):
             waiting.append(pool.submit(maker.batch, f"{seed}/{step}", *shape))
             if len(waiting) == AHEAD:
                 yield waiting.popleft().result()

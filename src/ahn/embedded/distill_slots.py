@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ahn.checkpoint import from_pretrained, save_pretrained
@@ -39,7 +38,10 @@ from ahn.modeling import attach, detach
 from ahn.training import distill, memory_parameters
 from ahn.training.batch import Batch
 from ahn.training.distiller import only_trainable
+from ahn.training.losses import IGNORE
 from ahn.training.slots import Shares, find_shares
+
+ANSWER_WEIGHT = 2.0  # any but 1 marks the tokens of answers
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Settings:
     Attributes:
         cell: beside the slots; None: slots alone.
         rows: tokens of a row and rows of a batch, of every step but each `long_every`-th.
-        long_rows: of those.
+        long_rows: of those; with `long_answers` they all hold facts, and only the tokens that
+            answer have a loss, so that rates are learned by which old facts are found.
         shares_rows: of the texts on which shares are found.
         rates_rows: of those on which rates are lowered after training; None leaves them.
         lengths: tokens of the held-out documents' beginnings on which the gap is measured.
@@ -64,6 +67,7 @@ class Settings:
     rows: tuple[int, int] = (8192, 2)
     long_rows: tuple[int, int] = (32768, 1)
     long_every: int = 8
+    long_answers: bool = False
     shares_rows: tuple[int, int] = (4096, 8)
     rates_rows: tuple[int, int] | None = None
     facts_share: float = 0.5
@@ -111,7 +115,7 @@ def train_slots(
         map_rate=settings.map_rate,
         autocast=torch.bfloat16 if device == "cuda" else None,
         score_share=settings.score_share,
-        on_step=_print_every(20),
+        on_step=print_every(20),
     )
     result: dict[str, Any] = {
         "settings": asdict(settings),
@@ -153,21 +157,15 @@ def finish(
     result: dict[str, Any],
     out: Path,
 ) -> dict[str, Any]:
-    """Lower the rates of a distilled memory where asked to, save it and measure it.
-
-    An earlier result's figures of full attention and of the window alone are kept, since neither
-    depends on the memory.
-    """
+    """Lower the rates of a distilled memory where asked to, save it and measure it."""
     if settings.rates_rows is not None:
         rows = recall_rows(maker, *settings.rates_rows, settings.seed)
         result["rates"] = lower_rates(model, rows, near=MEASURED.near, report=print)
         result["rates_on"] = environment(model.device.type)
     save_pretrained(model, out)
     print(f"saved in {out}", flush=True)
-    before = result.get("measured", {})
-    known = {name: before[name] for name in ("full", "window") if name in before}
     result |= {"settings": asdict(settings), "measured": {}}
-    for name, figures in measure(model, tokenizer, corpus, settings.lengths, known):
+    for name, figures in measure(model, tokenizer, corpus, settings.lengths):
         print(name, json.dumps(figures), flush=True)
         result["measured"][name] = figures
         write_json(out / "training.json", result)
@@ -181,7 +179,7 @@ def row_maker(base: Path, corpus: Corpus, tokenizer: Any, settings: Settings) ->
     facts = FactMaker(forms_of([CODE]), words, lambda text: encoder.encode(text).ids)
     stream = token_stream(corpus.training, tokenizer)
     bank = fact_bank(facts, settings.facts, settings.seed)
-    return RowMaker(stream, line_ends(tokenizer), bank, settings.facts_share, 1.0)
+    return RowMaker(stream, line_ends(tokenizer), bank, settings.facts_share, ANSWER_WEIGHT)
 
 
 def _shares(model: PreTrainedModel, maker: RowMaker, settings: Settings) -> Shares:
@@ -194,12 +192,17 @@ def _shares(model: PreTrainedModel, maker: RowMaker, settings: Settings) -> Shar
         )
 
 
-def _rows(maker: RowMaker, settings: Settings) -> Iterator[Tensor]:
-    for ids, _ in batches(maker, settings.shapes(), settings.seed):
-        yield ids[:, :-1]
+def _rows(maker: RowMaker, settings: Settings) -> Iterator[Batch]:
+    asking = replace(maker, share=1.0)
+    answers_only = [settings.long_answers and x == settings.long_rows for x in settings.shapes()]
+    plan = [(asking if x else maker, *y) for x, y in zip(answers_only, settings.shapes())]
+    for only, (ids, weights) in zip(answers_only, batches(plan, settings.seed)):
+        ids = ids[:, :-1]
+        yield Batch(ids, torch.where(weights > 1, ids, IGNORE) if only else None)
 
 
-def _print_every(count: int):
+def print_every(count: int) -> Callable[[int, float], None]:
+    """Print the loss and the time of each `count`-th step, and of the first."""
     started = time.perf_counter()
 
     def report(step: int, loss: float) -> None:
@@ -222,7 +225,17 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder of the memory")
     parser.add_argument("--cell", help="a cell beside the slots; default: none")
-    for name in ("window", "slots", "slot_bits", "steps", "score_share", "learning_rate", "seed"):
+    parser.add_argument("--long-answers", action="store_true", help="long rows: answers alone")
+    for name in (
+        "window",
+        "slots",
+        "slot_bits",
+        "steps",
+        "long_every",
+        "score_share",
+        "learning_rate",
+        "seed",
+    ):
         value = getattr(defaults, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args())

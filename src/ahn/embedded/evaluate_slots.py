@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from ahn.evaluation.controls import newest_slots, random_slots
 from ahn.evaluation.streaming import token_losses
 from ahn.modeling import attach, detach, disabled, memory_off
 
-MEASURED = RecallMeasurement(haystacks=(8, 4, 2))
+MEASURED = RecallMeasurement(haystacks=(8, 8, 8))
 CHUNK = 2048  # tokens of a forward while text is measured
 
 
@@ -27,12 +27,11 @@ def measure(
     tokenizer: Any,
     corpus: Corpus,
     lengths: Sequence[int],
-    known: Mapping[str, dict[str, Any]],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Facts found and nats per token of text, by length, one way to look back after the other.
 
     `newest` keeps the newest tokens in the same slots, `random` any; `wider` is a window longer by
-    the number of slots in every layer. What is `known` is not measured again.
+    the number of slots in every layer.
     """
     own = AHNConfig.from_dict(model.config.ahn_config)
     wide = AHNConfig(window=own.window + own.slots, num_sinks=own.num_sinks)
@@ -51,10 +50,6 @@ def measure(
     ]
     nats: dict[str, dict[str, float]] = {}
     for name, (looking, context) in ways.items():
-        if name in known:
-            nats[name] = known[name]["nats"]
-            yield name, known[name]
-            continue
         with context:
             found = found_by_length(looking, tokenizer, corpus.held_out, MEASURED)
             nats[name] = _nats(looking, texts, lengths, own.window + own.num_sinks)

@@ -66,10 +66,14 @@ def stream_losses(
 
 
 def stream_likeliest(
-    model: PreTrainedModel, ids: Tensor | Iterable[Tensor], *, cache: Cache | None = None
+    model: PreTrainedModel,
+    ids: Tensor | Iterable[Tensor],
+    *,
+    prefill_chunk_size: int = CHUNK,
+    cache: Cache | None = None,
 ) -> Iterator[Tensor]:
     """As `stream_losses`, but yields of each token whether it was the likeliest, `[n]` bool."""
-    yield from _scored(model, ids, CHUNK, cache, _likeliest)
+    yield from _scored(model, ids, prefill_chunk_size, cache, _likeliest)
 
 
 def _scored(

@@ -28,7 +28,7 @@ MAX_GRAD_NORM = 1.0
 
 def distill(
     model: PreTrainedModel,
-    batches: Iterable[Tensor],
+    batches: Iterable[Tensor | Batch],
     *,
     total_steps: int,
     learning_rate: float = 1e-2,
@@ -41,12 +41,13 @@ def distill(
     autocast: torch.dtype | None = None,
     score_share: float = SCORE_SHARE,
 ) -> list[float]:
-    """Train the attached memory, and nothing else, on `[B, T]` batches of token ids.
+    """Train the attached memory, and nothing else, on batches of token ids `[B, T]`.
 
     The optimizer is AdamW; the learning rate follows `warmup_cosine`.
 
     Args:
-        batches: at least `total_steps` of them; documents longer than the budget.
+        batches: at least `total_steps` of them, ids alone or with labels; documents longer than
+            the budget.
         learning_rate, map_rate, weight_decay: see `parameter_groups`.
         warmup: share of the steps.
         on_step: called with the step's number, from 1, and its loss.
@@ -73,7 +74,7 @@ def distill(
         for step, batch in zip(range(1, total_steps + 1), batches):
             function = _score_loss if step <= score_steps else _distillation_loss
             with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-                loss = function(model, batch.to(model.device), window, num_sinks)
+                loss = function(model, _on_device(model, batch), window, num_sinks)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_GRAD_NORM)
             optimizer.step()
@@ -87,17 +88,28 @@ def distill(
     return losses
 
 
+def _on_device(model: PreTrainedModel, batch: Tensor | Batch) -> Batch:
+    batch = Batch(batch) if isinstance(batch, Tensor) else batch
+    return Batch(*(None if x is None else x.to(model.device) for x in batch))  # type: ignore[arg-type]
+
+
 def _distillation_loss(
-    model: PreTrainedModel, ids: Tensor, window: int | None, num_sinks: int | None
+    model: PreTrainedModel, batch: Batch, window: int | None, num_sinks: int | None
 ) -> Tensor:
-    return distillation_loss(model, ids, window=window, num_sinks=num_sinks, checkpointing=False)
+    return distillation_loss(
+        model,
+        **batch._asdict(),
+        window=window,
+        num_sinks=num_sinks,
+        checkpointing=False,
+    )
 
 
 def _score_loss(
-    model: PreTrainedModel, ids: Tensor, window: int | None, num_sinks: int | None
+    model: PreTrainedModel, batch: Batch, window: int | None, num_sinks: int | None
 ) -> Tensor:
     config = attached_state(model).config.with_budget(window, num_sinks)
-    return score_losses(model, Batch(ids), window=config.window, num_sinks=config.num_sinks)
+    return score_losses(model, batch, window=config.window, num_sinks=config.num_sinks)
 
 
 def warmup_cosine(step: int, total_steps: int, warmup: float) -> float:

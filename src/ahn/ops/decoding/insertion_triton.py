@@ -89,17 +89,17 @@ def _insert(
     begin = row.to(tl.int64) * total + start
     slot, lowest = _victim(priority + begin, place + begin, end - start, TILE)
     if (tl.load(write_mask + row * row_stride) != 0) & (new > lowest):
-        slot = begin + slot
-        tl.store(priority + slot, new)
-        tl.store(place + slot, (own + 1).to(tl.int32))
+        at = begin + slot
+        tl.store(priority + at, new)
+        tl.store(place + at, (own + 1).to(tl.int32))
         WIDTH: tl.constexpr = DIM if BITS == 16 else DIM * BITS // 8
         NUMBER: tl.constexpr = DIM // SHARED
         _store_token(
-            keys + token * DIM, slot_key + slot * WIDTH, key_scale + slot * NUMBER,
+            keys + token * DIM, slot_key + at * WIDTH, key_scale + at * NUMBER,
             DIM, PADDED, BITS, SHARED, SCALES, HALF,
         )  # fmt: skip
         _store_token(
-            values + token * DIM, slot_value + slot * WIDTH, value_scale + slot * NUMBER,
+            values + token * DIM, slot_value + at * WIDTH, value_scale + at * NUMBER,
             DIM, PADDED, BITS, SHARED, SCALES, HALF,
         )  # fmt: skip
 
@@ -137,10 +137,11 @@ def insert_in_layers_kernel(
 ):  # fmt: skip
     """A program for each layer, row and key head."""
     table += tl.program_id(0) * COLUMNS
-    numbers = tl.pointer_type(like.dtype.element_ty)
-    held = tl.pointer_type(like.dtype.element_ty if BITS == 16 else tl.uint8)
-    scaled = tl.pointer_type(like.dtype.element_ty if BITS == 16 else tl.float16)
-    float32, int32 = tl.pointer_type(tl.float32), tl.pointer_type(tl.int32)
+    numbers: tl.constexpr = tl.pointer_type(like.dtype.element_ty)
+    held: tl.constexpr = tl.pointer_type(like.dtype.element_ty if BITS == 16 else tl.uint8)
+    scaled: tl.constexpr = tl.pointer_type(like.dtype.element_ty if BITS == 16 else tl.float16)
+    float32: tl.constexpr = tl.pointer_type(tl.float32)
+    int32: tl.constexpr = tl.pointer_type(tl.int32)
     _insert(
         tl.program_id(1), tl.load(table).to(numbers), tl.load(table + 1).to(numbers),
         tl.load(table + 2).to(float32), tl.load(table + 3).to(float32),

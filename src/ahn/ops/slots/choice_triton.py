@@ -119,6 +119,6 @@ def ends_kernel(
     tl.store(slot_end + rank, tl.where(p == -float("inf"), 0, end), is_slot)
     for low in range(0, M, TILE):
         k = low + tl.arange(0, TILE)
-        p = tl.load(held + k, k < M, -float("inf"))
+        priority = tl.load(held + k, k < M, -float("inf"))
         others = (k < M) & ((k < size - block) | (k >= size))
-        tl.store(slot_end + k, tl.where(p == -float("inf"), 0, block), others)
+        tl.store(slot_end + k, tl.where(priority == -float("inf"), 0, block), others)

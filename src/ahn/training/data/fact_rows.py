@@ -2,7 +2,7 @@
 
 Half of those rows are text that goes on to ask, with every token labelled. The other half, where
 the tokenizer has a chat template, are a user's message with the text and questions, and answers of
-which the values alone are labelled.
+which the values are labelled, and the token before each.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class FactRows:
         ids = [*pieces[0], *content.tolist(), *pieces[1]]
         labels = [IGNORE] * len(ids)
         for value, piece in zip(values, pieces[2:]):
+            labels[-1] = ids[-1]  # it predicts the value, and a token's KL has its own label
             ids += [*value, *piece]
             labels += [*value, *[IGNORE] * len(piece)]
         return ids, labels
