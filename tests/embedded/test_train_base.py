@@ -100,14 +100,14 @@ def maker(share=0.5):
 
 
 def batch_of(seed):
-    return next(batches([(maker(), 64, 4)], seed))
+    return next(batches(maker(), [(64, 4)], seed))
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not():
     def losses(seed):
         torch.manual_seed(seed)
         settings = dataclasses.replace(TINY, seed=seed, steps=3)
-        rows = batches([(maker(), *shape) for shape in settings.shapes()], seed)
+        rows = batches(maker(), settings.shapes(), seed)
         return train(train_base.make_model(settings), rows, settings, "cpu").text
 
     assert losses(0) == losses(0) != losses(1)

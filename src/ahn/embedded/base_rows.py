@@ -76,12 +76,12 @@ def fact_bank(maker: FactMaker, count: int, seed: int) -> list[tuple[Fact, Fact]
 
 
 def batches(
-    plan: Sequence[tuple[RowMaker, int, int]], seed: int
+    maker: RowMaker, shapes: Sequence[tuple[int, int]], seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of (maker, length, rows) in `plan`, made ahead by threads, the same for one seed."""
+    """A batch for each (length, rows) of `shapes`, made ahead by threads, the same for one seed."""
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future] = deque()
-        for step, (maker, *shape) in enumerate(plan):
+        for step, shape in enumerate(shapes):
             waiting.append(pool.submit(maker.batch, f"{seed}/{step}", *shape))
             if len(waiting) == AHEAD:
                 yield waiting.popleft().result()

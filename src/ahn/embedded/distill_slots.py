@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ahn.checkpoint import from_pretrained, save_pretrained
@@ -38,10 +39,7 @@ from ahn.modeling import attach, detach
 from ahn.training import distill, memory_parameters
 from ahn.training.batch import Batch
 from ahn.training.distiller import only_trainable
-from ahn.training.losses import IGNORE
 from ahn.training.slots import Shares, find_shares
-
-ANSWER_WEIGHT = 2.0  # any but 1 marks the tokens of answers
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,9 @@ class Settings:
     Attributes:
         cell: beside the slots; None: slots alone.
         rows: tokens of a row and rows of a batch, of every step but each `long_every`-th.
-        long_rows: of those; with `long_answers` they all hold facts, and only the tokens that
-            answer have a loss, so that rates are learned by which old facts are found.
+        long_rows: of those.
         shares_rows: of the texts on which shares are found.
-        rates_rows: of those on which rates are lowered after training; None leaves them.
+        rates_rows: of those on which rates are lowered after training.
         lengths: tokens of the held-out documents' beginnings on which the gap is measured.
     """
 
@@ -67,9 +64,8 @@ class Settings:
     rows: tuple[int, int] = (8192, 2)
     long_rows: tuple[int, int] = (32768, 1)
     long_every: int = 8
-    long_answers: bool = False
     shares_rows: tuple[int, int] = (4096, 8)
-    rates_rows: tuple[int, int] | None = None
+    rates_rows: tuple[int, int] = (32768, 4)
     facts_share: float = 0.5
     facts: int = 4000
     score_share: float = 0.5
@@ -157,11 +153,10 @@ def finish(
     result: dict[str, Any],
     out: Path,
 ) -> dict[str, Any]:
-    """Lower the rates of a distilled memory where asked to, save it and measure it."""
-    if settings.rates_rows is not None:
-        rows = recall_rows(maker, *settings.rates_rows, settings.seed)
-        result["rates"] = lower_rates(model, rows, near=MEASURED.near, report=print)
-        result["rates_on"] = environment(model.device.type)
+    """Lower the rates of a distilled memory, save it and measure it."""
+    rows = recall_rows(maker, *settings.rates_rows, settings.seed)
+    result["rates"] = lower_rates(model, rows, near=MEASURED.near, report=print)
+    result["rates_on"] = environment(model.device.type)
     save_pretrained(model, out)
     print(f"saved in {out}", flush=True)
     result |= {"settings": asdict(settings), "measured": {}}
@@ -179,7 +174,7 @@ def row_maker(base: Path, corpus: Corpus, tokenizer: Any, settings: Settings) ->
     facts = FactMaker(forms_of([CODE]), words, lambda text: encoder.encode(text).ids)
     stream = token_stream(corpus.training, tokenizer)
     bank = fact_bank(facts, settings.facts, settings.seed)
-    return RowMaker(stream, line_ends(tokenizer), bank, settings.facts_share, ANSWER_WEIGHT)
+    return RowMaker(stream, line_ends(tokenizer), bank, settings.facts_share, 1.0)
 
 
 def _shares(model: PreTrainedModel, maker: RowMaker, settings: Settings) -> Shares:
@@ -192,13 +187,9 @@ def _shares(model: PreTrainedModel, maker: RowMaker, settings: Settings) -> Shar
         )
 
 
-def _rows(maker: RowMaker, settings: Settings) -> Iterator[Batch]:
-    asking = replace(maker, share=1.0)
-    answers_only = [settings.long_answers and x == settings.long_rows for x in settings.shapes()]
-    plan = [(asking if x else maker, *y) for x, y in zip(answers_only, settings.shapes())]
-    for only, (ids, weights) in zip(answers_only, batches(plan, settings.seed)):
-        ids = ids[:, :-1]
-        yield Batch(ids, torch.where(weights > 1, ids, IGNORE) if only else None)
+def _rows(maker: RowMaker, settings: Settings) -> Iterator[Tensor]:
+    for ids, _ in batches(maker, settings.shapes(), settings.seed):
+        yield ids[:, :-1]
 
 
 def print_every(count: int) -> Callable[[int, float], None]:
@@ -220,22 +211,12 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="corpus file; default: this interpreter's")
     parser.add_argument("--memory", type=Path, help="a distilled memory whose rates are lowered")
     parser.add_argument(
-        "--rates-rows", type=int, nargs=2, metavar=("TOKENS", "ROWS"),
-        help="lower rates until facts are found in rows of this length; default: as trained",
+        "--rates-rows", type=int, nargs=2, metavar=("TOKENS", "ROWS"), default=defaults.rates_rows,
+        help="in which facts are found as rates are lowered after training",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder of the memory")
     parser.add_argument("--cell", help="a cell beside the slots; default: none")
-    parser.add_argument("--long-answers", action="store_true", help="long rows: answers alone")
-    for name in (
-        "window",
-        "slots",
-        "slot_bits",
-        "steps",
-        "long_every",
-        "score_share",
-        "learning_rate",
-        "seed",
-    ):
+    for name in ("window", "slots", "slot_bits", "steps", "score_share", "learning_rate", "seed"):
         value = getattr(defaults, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = vars(parser.parse_args())
@@ -243,15 +224,11 @@ def main() -> None:
     corpus = read_corpus(file) if file else build_corpus()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    rows = given.pop("rates_rows")
-    rates_rows = None if rows is None else (rows[0], rows[1])
+    settings = replace(defaults, **{**given, "rates_rows": tuple(given["rates_rows"])})
     if memory is None:
-        settings = replace(defaults, rates_rows=rates_rows, **given)
         train_slots(base, corpus, settings, out, device)
-    elif rates_rows is None:
-        parser.error("--memory: expected --rates-rows to go with it, got none")
     else:
-        lower_trained(base, memory, corpus, rates_rows, out, device)
+        lower_trained(base, memory, corpus, settings.rates_rows, out, device)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,10 @@ class Settings:
     num_sinks: int = 4
     slots: int = 512
     slot_bits: int = 4
-    steps: int = 300
+    steps: int = 240
     length: int = 8192
     rows: int = 2
-    shares_rows: tuple[int, int] = (4096, 8)
+    shares_rows: tuple[int, int] = (4096, 4)
     facts: float = 0.5
     score_share: float = 0.4
     learning_rate: float = 3e-3

@@ -113,7 +113,7 @@ def run(
     model = _model(settings, start)
     watch = Watch(model, tokenizer, corpus.held_out, out)
     maker = row_maker(corpus, stream, encoder, tokenizer, settings)
-    rows = batches([(maker, *shape) for shape in settings.shapes()], settings.seed)
+    rows = batches(maker, settings.shapes(), settings.seed)
     began = time.perf_counter()
     curves = train(model, rows, settings, device, watch)
     seconds = time.perf_counter() - began
