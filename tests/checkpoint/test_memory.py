@@ -53,6 +53,7 @@ def test_shipped_memories_load_by_name(name):
         "DeltaNet": ("DeltaNet", False),
         "GatedDeltaNet": ("GatedDeltaNet", False),
         "GatedDeltaNet-Slots": ("GatedDeltaNet", True),
+        "Mamba2": ("Mamba2", False),
         "Slots": (None, True),
     }[name]
     assert model.dtype == torch.float32

@@ -81,7 +81,7 @@ def test_loading_and_merging_take_the_name(toy, tmp_path):
 def test_the_embedded_model_is_an_entry():
     model = NAMED_MODELS[EMBEDDED]
     assert model.base_folder() == ahn.embedded.BASE and ahn.embedded.BASE.is_dir()
-    assert model.cells() == ["DeltaNet", "GatedDeltaNet", "GatedDeltaNet-Slots", "Slots"]
+    assert model.cells() == ["DeltaNet", "GatedDeltaNet", "GatedDeltaNet-Slots", "Mamba2", "Slots"]
     assert default_memory(EMBEDDED) == "GatedDeltaNet"
     with pytest.raises(ValueError, match="memory: expected one of DeltaNet, GatedDeltaNet, "):
         ahn.embedded.load("Elman")
