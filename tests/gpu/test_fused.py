@@ -252,13 +252,18 @@ def test_steps_with_slots_give_the_tokens_and_the_cache_of_pytorch_alone(setting
 @pytest.mark.parametrize("settings", SLOTS, ids=str)
 @torch.no_grad()
 def test_half_precision_steps_with_slots_err_no_more_than_pytorch(settings):
-    ids = random_ids(60, batch=2).to(DEVICE)
-    tokens, logits = random_ids(30, batch=2, seed=7).to(DEVICE), []
-    for dtype, kernels in ((torch.float64, "torch"), (torch.bfloat16, "torch"), (None, "auto")):
-        model = slot_model(dtype=dtype or torch.bfloat16, **settings).to(DEVICE)
-        use_kernels(model, kernels)
-        _, cache = prefill(model, ids)
-        step = DecodeStep(model, cache, "eager" if kernels == "torch" else "fused")
-        logits.append(torch.stack([step(token).clone() for token in tokens.T]))
-    exact, general, fused = logits
-    assert difference(fused, exact) <= 1.5 * difference(general, exact) + 2**-8
+    """Over several texts, since in each a near tie may keep another token in a slot."""
+    errors = torch.zeros(2)
+    for seed in range(6):
+        ids = random_ids(60, batch=2, seed=seed).to(DEVICE)
+        tokens, logits = random_ids(30, batch=2, seed=70 + seed).to(DEVICE), []
+        for dtype, kernels in ((torch.float64, "torch"), (torch.bfloat16, "torch"), (None, "auto")):
+            model = slot_model(dtype=dtype or torch.bfloat16, **settings).to(DEVICE)
+            use_kernels(model, kernels)
+            _, cache = prefill(model, ids)
+            step = DecodeStep(model, cache, "eager" if kernels == "torch" else "fused")
+            logits.append(torch.stack([step(token).clone() for token in tokens.T]))
+        exact, *others = logits
+        errors += torch.tensor([difference(x, exact) for x in others])
+    general, fused = errors.tolist()
+    assert fused <= 1.3 * general
